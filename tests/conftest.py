@@ -1,0 +1,32 @@
+"""What every test may ask for: the samples folder, a fresh engine name, and the certainty that nothing is left behind."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def samples() -> Path:
+    """Folder of captured market data: `$TICKENGINE_SAMPLES` or `../shared/samples`; the test is skipped without it."""
+    folder = Path(os.environ.get("TICKENGINE_SAMPLES", ROOT.parent / "shared" / "samples"))
+    if not folder.is_dir():
+        pytest.skip(f"no captured samples at {folder} (set TICKENGINE_SAMPLES)")
+    return folder
+
+
+@pytest.fixture
+def engine_name() -> Iterator[str]:
+    """A name no other test uses; segments of that name that a failed test leaves behind are removed."""
+    name = f"t{secrets.token_hex(5)}"
+    yield name
+    from shm.segment import list_segments, unlink_segment
+
+    for segment in list_segments(name):
+        unlink_segment(segment)
