@@ -21,6 +21,7 @@ RECORD_SIZE_BYTES: Final = 128
 HEAD_SIZE_BYTES: Final = 64
 SYMBOL_SIZE_BYTES: Final = 32
 MAX_RINGS: Final = 16
+NO_INSTRUMENT: Final = 0xFFFF_FFFF  # instrument_id of a record that concerns no single instrument
 
 
 class RecordType(enum.IntEnum):

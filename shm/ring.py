@@ -1,0 +1,466 @@
+"""Rings: made, written, read, taken over, looked into.
+
+`RingWriter` and `RingReader` are the two ends that everybody uses; the algorithm and its memory ordering are in
+`shm/ring.h`, the hot methods in `shm/_ring.pyx`. This module makes segments, takes locks, claims reader lines; nothing in
+it is called once a record.
+
+    writer = RingWriter.create("demo", 2)             reader = RingReader.attach("demo", 2)
+    writer.publish_batch(records)                     count = reader.read(out)
+
+A ring outlives its writer: after a crash the next one calls `RingWriter.open`, goes on at the first sequence that was
+never stamped, and readers stay attached throughout.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from shm import _ring
+from shm.errors import BadArgument, NotAllowed, ShmFull, WriterBusy
+from shm.layout import (
+    MAX_RINGS,
+    NO_INSTRUMENT,
+    RECORD,
+    RECORD_SIZE_BYTES,
+    Flag,
+    Priority,
+    RecordType,
+    Source,
+    StatusCode,
+    empty,
+)
+from shm.locks import ByteLock, is_held
+from shm.segment import Segment, segment_exists, segment_name
+
+DEFAULT_DEPTH_SLOTS = 65536
+MIN_DEPTH_SLOTS = 16
+MAX_DEPTH_SLOTS = 1 << 26
+DEFAULT_BLOCK_S = 0.1
+
+_WRITER_LOCK = 0  # reader i has lock 1 + i
+
+Start = Literal["newest", "oldest"] | int
+
+
+@dataclass(frozen=True)
+class RingInfo:
+    """What a ring's header says. `published` is the newest sequence; `writer_pid` 0 means closed in order."""
+
+    name: str
+    ring_id: int
+    depth_slots: int
+    size_bytes: int
+    wakeups: bool
+    epoch: int
+    published: int
+    writer_pid: int
+    writer_alive: bool
+    writer_started_ns: int
+    created_ns: int
+
+
+@dataclass(frozen=True)
+class ReaderInfo:
+    """One registered reader of a ring, as its own line in the ring's reader table says."""
+
+    index: int
+    label: str
+    pid: int
+    cursor: int
+    lag: int
+    lost: int
+    overruns_polling: int
+    overruns_reading: int
+    reads: int
+    reliable: bool
+    demoted: bool
+    alive: bool
+    attached_ns: int
+
+
+def create_ring(
+    engine: str,
+    ring_id: int,
+    *,
+    depth_slots: int = DEFAULT_DEPTH_SLOTS,
+    wakeups: bool = True,
+    block_s: float = DEFAULT_BLOCK_S,
+    mode: int = 0o600,
+    group: str | int | None = None,
+) -> None:
+    """Make a ring without becoming its writer.
+
+    Args:
+        engine: engine name, see `shm.segment.check_engine_name`.
+        ring_id: 0 to 15.
+        depth_slots: a power of two, 16 to 2**26; the ring takes 128 bytes for each.
+        wakeups: let readers sleep: the writer then looks for sleepers after each publish (a fence and a load).
+        block_s: how long the writer waits for a reliable reader that is a whole ring behind before it demotes it.
+        mode, group: see `Segment.create`.
+
+    Raises:
+        SegmentExists, ShmFull, BadArgument.
+    """
+    if not 0 <= ring_id < MAX_RINGS:
+        raise BadArgument(f"ring_id is {ring_id}, must be 0 to {MAX_RINGS - 1}")
+    if not MIN_DEPTH_SLOTS <= depth_slots <= MAX_DEPTH_SLOTS or depth_slots & (depth_slots - 1):
+        raise BadArgument(
+            f"depth_slots is {depth_slots}, must be a power of two from {MIN_DEPTH_SLOTS} to {MAX_DEPTH_SLOTS}"
+        )
+    size_bytes = _ring.SLOTS_OFFSET_BYTES + depth_slots * RECORD_SIZE_BYTES
+    segment = Segment.create(segment_name(engine, f"r{ring_id}"), size_bytes, mode=mode, group=group)
+    _ring.format_ring(segment.buf, ring_id, depth_slots, wakeups, int(block_s * 1e9))
+    segment.close()
+
+
+class RingWriter(_ring.Writer):
+    """The one writer of a ring. Use `create`, `open` or `create_or_open`; then `publish` and `publish_batch`.
+
+    Attributes:
+        name: segment name.
+        ring_id: number of the ring within its engine.
+        restarted: True if an earlier writer ended without closing; a status record WRITER_RESTARTED then tells readers.
+        recovered_sequence: first sequence that the earlier writer had not finished; 1 in a new ring.
+    """
+
+    name: str
+    ring_id: int
+    restarted: bool
+    recovered_sequence: int
+    _segment: Segment
+    _lock: ByteLock
+
+    @classmethod
+    def create(cls, engine: str, ring_id: int, **options: Any) -> RingWriter:
+        """Make the ring (options as in `create_ring`) and become its writer."""
+        create_ring(engine, ring_id, **options)
+        return cls.open(engine, ring_id)
+
+    @classmethod
+    def create_or_open(cls, engine: str, ring_id: int, **options: Any) -> RingWriter:
+        """Become the writer of the ring, making it first if it is not there."""
+        if not segment_exists(segment_name(engine, f"r{ring_id}")):
+            return cls.create(engine, ring_id, **options)
+        return cls.open(engine, ring_id)
+
+    @classmethod
+    def open(cls, engine: str, ring_id: int) -> RingWriter:
+        """Become the writer of an existing ring and go on after the last record that is whole.
+
+        Raises:
+            WriterBusy: another live process is its writer.
+            SegmentMissing, NotAllowed, LayoutMismatch: it can't be used.
+        """
+        name = segment_name(engine, f"r{ring_id}")
+        segment = Segment.attach(name, write=True)
+        lock = ByteLock(name, _WRITER_LOCK)
+        try:
+            _ring.check_ring(name, segment.buf)
+            if not lock.try_acquire():
+                pid = _ring.header_fields(segment.buf)["writer_pid"]
+                raise WriterBusy(f"ring {name} has a writer already: process {pid}")
+            writer = cls()
+            writer._map(segment.buf)
+        except BaseException:
+            lock.release()
+            segment.close()
+            raise
+        writer.name = name
+        writer.ring_id = ring_id
+        writer._segment = segment
+        writer._lock = lock
+        writer.recovered_sequence = writer.next_sequence
+        epoch, earlier_pid = writer._take_over(os.getpid(), _ring.now_ns())
+        writer.restarted = epoch > 0 and earlier_pid != 0
+        if writer.restarted:
+            writer.publish(
+                status_record(
+                    StatusCode.WRITER_RESTARTED,
+                    from_sequence=writer.recovered_sequence,
+                    to_sequence=writer.recovered_sequence + 1,
+                    text=f"writer {earlier_pid} ended, epoch {epoch + 1}",
+                )
+            )
+        return writer
+
+    def _reap(self) -> None:
+        """Free the lines of readers whose process is gone (their lock is free)."""
+        reap_readers(self._segment)
+
+    def close(self) -> None:
+        """Stop being the writer, in order. The ring stays, with what it holds. Safe to call twice."""
+        self._leave()
+        if self._lock.held:
+            self._lock.release()
+            self._segment.close()
+
+    def unlink(self) -> None:
+        """Remove the ring's name; who has it mapped keeps it."""
+        self._segment.unlink()
+
+    def __enter__(self) -> RingWriter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class RingReader(_ring.Reader):
+    """A position in a ring. Use `attach`; then `read`, `poll`, `wait`, or iterate.
+
+    The header and the slots are mapped read-only. Where the segment's mode allows it, the reader also enters itself into
+    the ring's reader table (a line of its own), so that its lag and losses are visible and it can sleep.
+    """
+
+    name: str
+    ring_id: int
+    label: str
+    slots: np.ndarray
+    _segment: Segment
+    _lock: ByteLock | None
+
+    @classmethod
+    def attach(
+        cls,
+        engine: str,
+        ring_id: int,
+        *,
+        start: Start = "newest",
+        label: str = "",
+        reliable: bool = False,
+        register: bool = True,
+    ) -> RingReader:
+        """Attach to a ring.
+
+        Args:
+            engine, ring_id: which ring.
+            start: "newest" = only what comes from now on; "oldest" = the oldest record that is safe to read (a quarter of
+                a full ring is left as the writer's head start); a sequence = that record next. A sequence that has been
+                overrun shows as a gap at the first read.
+            label: name for people, up to 40 bytes of UTF-8; the default is the process id.
+            reliable: ask the writer to wait for this reader (see `create_ring`, block_s).
+            register: enter the reader table. Without it, or where the mode forbids it, waiting is by short naps.
+
+        Raises:
+            SegmentMissing, NotAllowed, LayoutMismatch: the ring can't be used.
+            ShmFull: all 63 reader lines are taken.
+            BadArgument: start beyond the ring's end; reliable without register.
+        """
+        name = segment_name(engine, f"r{ring_id}")
+        if reliable and not register:
+            raise BadArgument("reliable is True, so register must be True: the writer can't wait for an unknown reader")
+        segment = _attach_widest(name, write=register)
+        if reliable and not segment.writable:
+            raise NotAllowed(f"ring {name}: a reliable reader must be able to write its cursor, the mode forbids it")
+        reader = cls()
+        reader.name, reader.ring_id, reader._segment, reader._lock = name, ring_id, segment, None
+        reader.label = label or f"pid {os.getpid()}"
+        try:
+            _ring.check_ring(name, segment.buf)
+            fields = _ring.header_fields(segment.buf)
+            slots_bytes = fields["depth_slots"] * RECORD_SIZE_BYTES
+            slots = segment.window(_ring.SLOTS_OFFSET_BYTES, slots_bytes, write=False)
+            header = segment.window(0, _ring.READERS_OFFSET_BYTES, write=False)
+            table = None
+            if segment.writable:
+                table = segment.window(
+                    _ring.READERS_OFFSET_BYTES, _ring.SLOTS_OFFSET_BYTES - _ring.READERS_OFFSET_BYTES, write=True
+                )
+            reader._map(header, table, slots)
+            reader.slots = np.frombuffer(slots, dtype=np.uint8).view(RECORD)
+            reader.seek(start)
+            if table is not None:
+                reader._register(reliable)
+                if start == "newest":
+                    reader.seek(start)  # what was published while the line was being claimed is not asked for
+        except BaseException:
+            reader.close()
+            raise
+        return reader
+
+    def _register(self, reliable: bool) -> None:
+        for index in range(_ring.READERS_MAX):
+            lock = ByteLock(self.name, 1 + index)
+            if lock.try_acquire():
+                self._lock = lock
+                self._claim(index, self.label.encode()[: _ring.LABEL_BYTES], os.getpid(), reliable)
+                return
+        raise ShmFull(f"ring {self.name}: all {_ring.READERS_MAX} reader lines are taken")
+
+    def seek(self, start: Start) -> None:
+        """Go to another position; `start` as in `attach`."""
+        published = self.published
+        if start == "newest":
+            sequence = published + 1
+        elif start == "oldest":
+            sequence = max(1, published + 1 - self.depth_slots * 3 // 4)
+        elif isinstance(start, int) and not isinstance(start, bool):
+            sequence = start
+            if not 1 <= sequence <= published + 1:
+                raise BadArgument(f"start is {start}, ring {self.name} has sequences 1 to {published}, next {published + 1}")
+        else:
+            raise BadArgument(f"start is {start!r}, must be 'newest', 'oldest' or a sequence")
+        self._set_position(sequence)
+
+    def batches(self, timeout_s: float | None = None, *, slots: int = 4096) -> Iterator[np.ndarray]:
+        """Batches as they come: views of one array that the next step overwrites, shape (1..slots,), dtype RECORD.
+
+        Ends when nothing has come for `timeout_s` seconds; None = never.
+        """
+        out = empty(slots)
+        while True:
+            count = self.read(out)
+            if count:
+                yield out[:count]
+            elif not self.wait(0.5 if timeout_s is None else timeout_s) and timeout_s is not None:
+                return
+
+    def __iter__(self) -> Iterator[np.void]:
+        """Records one by one, waiting for more for ever; each is a copy."""
+        for batch in self.batches():
+            yield from batch.copy()
+
+    async def stream(self, *, slots: int = 4096) -> AsyncIterator[np.ndarray]:
+        """`batches` for asyncio: a thread of its own sleeps on the ring, the event loop is never blocked."""
+        loop = asyncio.get_running_loop()
+        out = empty(slots)
+        waiter = ThreadPoolExecutor(1, thread_name_prefix=f"wait {self.name}")
+        try:
+            while True:
+                count = self.read(out)
+                if count:
+                    yield out[:count]
+                    await asyncio.sleep(0)  # a ring that never runs dry must not starve the loop
+                else:
+                    await loop.run_in_executor(waiter, self.wait, 0.25)
+        finally:
+            waiter.shutdown(wait=True)  # `wait` uses the mapping: nobody may close the reader under it
+
+    def close(self) -> None:
+        """Leave the ring: give the reader line back and let go of the memory. Safe to call twice."""
+        self._leave()
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
+        self._segment.close()
+
+    def __enter__(self) -> RingReader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class RingSet(list[RingReader]):
+    """Several rings waited on together; at most 16. Each is read by itself."""
+
+    def wait(self, timeout_s: float) -> bool:
+        """Whether some ring has something to read, waiting up to `timeout_s` seconds for it."""
+        return _ring.wait_any(self, timeout_s)
+
+    def batches(self, timeout_s: float | None = None, *, slots: int = 4096) -> Iterator[tuple[RingReader, np.ndarray]]:
+        """(reader, batch) as they come, the rings in turn; see `RingReader.batches`."""
+        outs = [empty(slots) for _ in self]
+        while True:
+            idle = True
+            for reader, out in zip(self, outs, strict=True):
+                count = reader.read(out)
+                if count:
+                    idle = False
+                    yield reader, out[:count]
+            if idle and not self.wait(0.5 if timeout_s is None else timeout_s) and timeout_s is not None:
+                return
+
+    def close(self) -> None:
+        """Close every reader."""
+        for reader in self:
+            reader.close()
+
+
+def ring_info(engine: str, ring_id: int) -> RingInfo:
+    """Look into a ring's header; works post mortem and while others use it."""
+    name = segment_name(engine, f"r{ring_id}")
+    segment = Segment.attach(name)
+    try:
+        _ring.check_ring(name, segment.buf)
+        fields = _ring.header_fields(segment.buf)
+        fields.pop("block_ns")
+        alive = is_held(name, _WRITER_LOCK)
+        return RingInfo(name=name, size_bytes=segment.size_bytes, writer_alive=alive, **fields)
+    finally:
+        segment.close()
+
+
+def list_readers(engine: str, ring_id: int) -> list[ReaderInfo]:
+    """Every registered reader of a ring, dead ones that nobody has cleaned up included (`alive` is False)."""
+    name = segment_name(engine, f"r{ring_id}")
+    segment = Segment.attach(name)
+    try:
+        _ring.check_ring(name, segment.buf)
+        published = _ring.header_fields(segment.buf)["published"]
+        found = []
+        for index, fields in _ring.reader_fields(segment.buf[_ring.READERS_OFFSET_BYTES :]):
+            lag = max(0, published + 1 - fields["cursor"])
+            found.append(ReaderInfo(index=index, lag=lag, alive=is_held(name, 1 + index), **fields))
+        return found
+    finally:
+        segment.close()
+
+
+def reap_readers(segment: Segment) -> int:
+    """Free the lines of dead readers of a ring that is mapped writable; returns how many there were."""
+    table = segment.buf[_ring.READERS_OFFSET_BYTES :]
+    freed = 0
+    for index, _ in _ring.reader_fields(table):
+        lock = ByteLock(segment.name, 1 + index)
+        if lock.try_acquire():
+            _ring.free_reader(table, index)
+            lock.release()
+            freed += 1
+    return freed
+
+
+def status_record(
+    code: StatusCode,
+    *,
+    from_sequence: int = 0,
+    to_sequence: int = 0,
+    text: str = "",
+    instrument_id: int = NO_INSTRUMENT,
+    feed_id: int = 0,
+    source: Source = Source.INTERNAL,
+    ts_event: int | None = None,
+) -> bytes:
+    """One status record, ready to publish. `text` is cut to 40 bytes at a character's boundary; times default to now."""
+    record = np.zeros(1, dtype=RECORD)
+    now = _ring.now_ns()
+    record["ts_event"] = now if ts_event is None else ts_event
+    record["ts_receive"] = now
+    record["instrument_id"] = instrument_id
+    record["record_type"] = RecordType.STATUS
+    record["source"] = source
+    record["flags"] = Flag.LAST_OF_BATCH
+    record["feed_id"] = feed_id
+    record["priority"] = Priority.HIGH
+    record["code"] = code
+    record["from_sequence"] = from_sequence
+    record["to_sequence"] = to_sequence
+    record["text"] = text.encode()[:40].decode(errors="ignore").encode()
+    return record.tobytes()
+
+
+def _attach_widest(name: str, *, write: bool) -> Segment:
+    """Attach with write access where it is wanted and allowed, else read-only."""
+    if write:
+        try:
+            return Segment.attach(name, write=True)
+        except NotAllowed:
+            pass
+    return Segment.attach(name)
