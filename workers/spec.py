@@ -1,0 +1,227 @@
+"""What the control process and its workers say to each other: settings at start, commands while running.
+
+The control process fills one `*Settings` struct per worker, starts `python -m MODULES[role]` and writes
+`encode(settings)` as the first line of its standard input; the pipe stays open, and its end tells the worker that the
+control process is gone. Commands and replies travel as msgpack between the control process (ROUTER) and each worker
+(DEALER, its identity is its label). Imported by `engine` and by every worker, hence only msgspec and the standard library
+here: it opens nothing, starts nothing and knows no shared memory.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Final, Literal, TypeVar
+
+import msgspec
+from msgspec import Meta, Struct
+
+# Module of each role: what the control process starts with `python -m`.
+MODULES: Final[dict[str, str]] = {
+    "ingest": "workers.ingest",
+    "fanout": "workers.fanout",
+    "cache": "workers.cache",
+}
+
+# Exit codes of a worker process.
+EXIT_CLEAN: Final = 0
+EXIT_FAILED: Final = 1
+EXIT_BAD_SETTINGS: Final = 2
+EXIT_SHM: Final = 3
+
+EngineName = Annotated[str, Meta(pattern=r"^[a-z0-9-]{1,16}$")]
+Label = Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9._-]{0,30}$")]
+RingId = Annotated[int, Meta(ge=0, le=15)]
+FeedId = Annotated[int, Meta(ge=0, le=65535)]
+Port = Annotated[int, Meta(ge=0, le=65535)]
+Positive = Annotated[int, Meta(ge=1)]
+NotNegative = Annotated[float, Meta(ge=0)]
+
+
+class _Spec(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Base of the settings: immutable, named fields, an unknown key is an error."""
+
+
+class Placement(_Spec, frozen=True, kw_only=True):
+    """Where a worker may run.
+
+    With "auto" every worker works out the same plan from `rank` and `workers`, so that no two share a core. `rank` is the
+    worker's place in the order of choice (ingest, then fanout, cache, ...), from 0, and `workers` how many workers of this
+    engine want a core; without them the worker stays unpinned.
+    """
+
+    policy: Literal["auto", "none", "core"] = "auto"
+    core: int = -1  # the CPU number for policy "core"
+    rank: int = -1
+    workers: int = 0
+    realtime_priority: Annotated[int, Meta(ge=0, le=99)] = 0  # SCHED_FIFO priority, 0 = the normal scheduler
+    lock_memory: bool = False  # mlockall, so that no page of the worker is ever written out
+
+
+class WorkerSettings(_Spec, frozen=True, kw_only=True):
+    """What every worker is told."""
+
+    engine: EngineName
+    label: Label  # unique in the engine, e.g. "ingest-0"; also its name in status block, logs, control socket
+    role: str = ""
+    control_endpoint: str = ""  # ipc://... of the control process; empty = takes no commands
+    placement: Placement = Placement()
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+
+
+class FeedSpec(_Spec, frozen=True, kw_only=True):
+    """One feed of an ingest worker."""
+
+    feed_id: FeedId
+    name: Annotated[str, Meta(min_length=1, max_length=64)]
+    source: str  # "simulated", "replay", ...: the names of workers.source.SOURCES
+    symbols: tuple[str, ...] = ()  # empty = the source's own choice
+    data_types: tuple[str, ...] = ()  # names of shm.layout.TYPE_NAMES; empty = the source's own choice
+    options: dict[str, Any] = {}  # the source's own settings; it refuses what it does not know
+
+
+class QualitySettings(_Spec, frozen=True, kw_only=True):
+    """Thresholds of the checks that set the flags of a record (workers/quality.py)."""
+
+    enabled: bool = True
+    policy: Literal["flag", "reject"] = "flag"  # impossible values: flagged INCOMPLETE, or rejected and counted
+    late_after_ms: NotNegative = 1000.0  # ts_receive - ts_event above this is LATE; 0 = never
+    late_when_replayed: bool = False  # judge replayed records too
+    outlier_deviations: NotNegative = 12.0  # distance from the running mean, in running mean deviations; 0 = off
+    outlier_floor_percent: NotNegative = 0.25  # and at least this far: one tick in a dead market is none
+    outlier_percent: NotNegative = 20.0  # this far from the running mean is an outlier whatever the deviation; 0 = off
+    volume_spike_factor: NotNegative = 50.0  # size above this many running mean sizes; 0 = off
+    warm_up_records: Positive = 32  # per instrument and kind, before OUTLIER and VOLUME_SPIKE are judged
+    memory_records: Positive = 64  # length of the running means, in records
+
+
+class IngestSettings(WorkerSettings, frozen=True, kw_only=True):
+    """workers.ingest: feeds into one ring."""
+
+    role: str = "ingest"
+    ring_id: RingId
+    feeds: tuple[FeedSpec, ...] = ()
+    batch_slots: Annotated[int, Meta(ge=16, le=65536)] = 2048  # records per publish at full speed (128 bytes each)
+    quality: QualitySettings = QualitySettings()
+    start_delay_s: NotNegative = 0.0  # from ready to the first record, for subscribers to connect
+    min_wait_us: NotNegative = 200.0  # least pause between two polls of a paced feed: latency against CPU time
+
+
+class FanoutSettings(WorkerSettings, frozen=True, kw_only=True):
+    """workers.fanout: rings to ZeroMQ. A port of 0 leaves that endpoint out; shard N adds N to each port."""
+
+    role: str = "fanout"
+    rings: tuple[RingId, ...]
+    shard: Annotated[int, Meta(ge=0)] = 0  # this worker takes the instruments whose id modulo `shards` is `shard`
+    shards: Positive = 1
+    host: str = "127.0.0.1"
+    raw_port: Port = 8801
+    msgpack_port: Port = 8811
+    json_port: Port = 8821
+    replay_port: Port = 8831
+    ipc_dir: str = ""  # folder of the ipc sockets; empty = no ipc endpoints
+    send_hwm: Annotated[int, Meta(ge=1)] = 100_000  # messages queued per subscriber before the newest is dropped
+    batch_slots: Positive = 4096  # records read from a ring at a time
+    reliable: bool = False  # hold the writers back (bounded) instead of losing records: for replays at full speed
+    start: Literal["newest", "oldest"] = "newest"
+
+
+class CacheSettings(WorkerSettings, frozen=True, kw_only=True):
+    """workers.cache: rings to the latest table, and bars into a ring of its own."""
+
+    role: str = "cache"
+    rings: tuple[RingId, ...]
+    bar_ring_id: RingId = 1
+    bar_intervals_s: tuple[Positive, ...] = (1, 60)
+    bar_close_delay_s: NotNegative = 1.0  # wait after an interval's end before a silent instrument's bar closes
+    batch_slots: Positive = 4096  # records read from a ring at a time
+    reliable: bool = False  # hold the writers back (bounded) instead of losing records: for replays at full speed
+    start: Literal["newest", "oldest"] = "oldest"
+
+
+class Command(Struct, frozen=True, kw_only=True, tag_field="command"):
+    """Base of what the control process asks of a worker; the reply carries the same `request_id`."""
+
+    request_id: int = 0
+
+
+class Ping(Command, frozen=True, kw_only=True, tag="ping"):
+    """Answered with Done: the worker's main loop is alive."""
+
+
+class Drain(Command, frozen=True, kw_only=True, tag="drain"):
+    """Finish what is in hand and exit 0; what SIGTERM does too."""
+
+
+class PauseFeed(Command, frozen=True, kw_only=True, tag="pause_feed"):
+    """Ingest only: stop taking records from a feed."""
+
+    feed_id: FeedId
+
+
+class ResumeFeed(Command, frozen=True, kw_only=True, tag="resume_feed"):
+    """Ingest only: go on with a paused feed."""
+
+    feed_id: FeedId
+
+
+class Reply(Struct, frozen=True, kw_only=True, tag_field="reply"):
+    """Base of what a worker sends to the control process."""
+
+    request_id: int = 0
+
+
+class Hello(Reply, frozen=True, kw_only=True, tag="hello"):
+    """First message of a worker: now the control process can address it by its label."""
+
+    label: str
+    pid: int
+
+
+class Done(Reply, frozen=True, kw_only=True, tag="done"):
+    """The command was carried out."""
+
+
+class Refused(Reply, frozen=True, kw_only=True, tag="refused"):
+    """The command was not carried out; `error` says why."""
+
+    error: str
+
+
+AnyCommand = Ping | Drain | PauseFeed | ResumeFeed
+AnyReply = Hello | Done | Refused
+
+SettingsT = TypeVar("SettingsT", bound=WorkerSettings)
+
+_json_encoder = msgspec.json.Encoder()
+_msgpack_encoder = msgspec.msgpack.Encoder()
+_command_decoder: msgspec.msgpack.Decoder[AnyCommand] = msgspec.msgpack.Decoder(AnyCommand)
+_reply_decoder: msgspec.msgpack.Decoder[AnyReply] = msgspec.msgpack.Decoder(AnyReply)
+
+
+def encode(settings: WorkerSettings) -> bytes:
+    """The settings as one line of JSON, with its newline: what goes first into a worker's standard input."""
+    return _json_encoder.encode(settings) + b"\n"
+
+
+def decode(line: bytes, settings_type: type[SettingsT]) -> SettingsT:
+    """The settings from a line of JSON. msgspec.ValidationError or DecodeError names the field and what is wrong."""
+    return msgspec.json.decode(line, type=settings_type)
+
+
+def encode_command(command: Command) -> bytes:
+    """A command as msgpack: one frame to a worker."""
+    return _msgpack_encoder.encode(command)
+
+
+def decode_command(frame: bytes) -> AnyCommand:
+    """A command from its frame. msgspec.ValidationError or DecodeError when it is none."""
+    return _command_decoder.decode(frame)
+
+
+def encode_reply(reply: Reply) -> bytes:
+    """A reply as msgpack: one frame to the control process."""
+    return _msgpack_encoder.encode(reply)
+
+
+def decode_reply(frame: bytes) -> AnyReply:
+    """A reply from its frame. msgspec.ValidationError or DecodeError when it is none."""
+    return _reply_decoder.decode(frame)
