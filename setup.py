@@ -34,10 +34,13 @@ only = {name for name in os.environ.get("TICKENGINE_EXT", "").split(",") if name
 if only:
     extensions = [extension for extension in extensions if extension.name in only]
 
+cores = os.cpu_count() or 1
 setup(
     ext_modules=cythonize(
         extensions,
         language_level=3,
+        nthreads=cores if len(extensions) > 1 else 0,
         compiler_directives={"embedsignature": True, "binding": True},
-    )
+    ),
+    options={"build_ext": {"parallel": cores}},
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -30,3 +31,12 @@ def engine_name() -> Iterator[str]:
 
     for segment in list_segments(name):
         unlink_segment(segment)
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """The very last line says how many tests were skipped, and why."""
+    reporter = config.pluginmanager.get_plugin("terminalreporter")
+    skipped = [] if reporter is None else reporter.stats.get("skipped", [])
+    if skipped:
+        reasons = Counter(str(report.longrepr[2]).removeprefix("Skipped: ") for report in skipped)
+        print(f"{len(skipped)} skipped: " + "; ".join(f"{reason} ({count})" for reason, count in reasons.most_common()))

@@ -1,0 +1,62 @@
+# Every command sets up what it needs in .venv first; nothing outside this folder is changed (make test as root
+# also installs the servers and compilers that its real parts use, see tests/services.sh).
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+NATIVE := $(wildcard setup.py pyproject.toml shm/*.h shm/*.pyx shm/include/*.h workers/*.pyx workers/*.h workers/*/*.pyx workers/*/*.h)
+
+.PHONY: help run test bench lint format build services arm64 clean
+
+help:  ## list the commands
+	@awk -F ':.*## ' '/^[a-z0-9]+:.*## /{printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+run: $(VENV)/run  ## start the engine on simulated ticks (ARGS="--replay FILE --speed max" for captured ones)
+	@$(BIN)/tickengine run $(ARGS)
+
+test: $(VENV)/test services  ## run all tests (ARGS="tests/unit -k ring" for some)
+	@$(BIN)/python -m pytest $(ARGS)
+
+bench: $(VENV)/bench  ## measure everything against its peers (ARGS="--only publish_batch --json out.json")
+	@$(BIN)/python -m perf $(ARGS)
+
+lint: $(VENV)/lint  ## ruff and mypy --strict
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+format: $(VENV)/lint  ## put the code into its standard form
+	@$(BIN)/ruff check --fix-only --exit-zero --quiet .
+	@$(BIN)/ruff format .
+
+build: $(VENV)/run  ## build the native core in place
+
+arm64:  ## run the unit tests in an arm64 chroot under qemu (root, Debian; slow)
+	@tests/arm64/run.sh
+
+clean:  ## remove what was built, the environment included
+	rm -rf $(VENV) build *.egg-info shm/*.so shm/_*.c workers/*.so workers/_*.c workers/*/*.so workers/*/_*.c
+
+services:
+	@tests/services.sh
+
+$(VENV)/bin/pip:
+	@tools/setup.sh $(PYTHON) $(VENV)
+
+# One stamp a purpose: each installs the package, editable, with the extras that the purpose needs.
+$(VENV)/run: $(BIN)/pip $(NATIVE)
+	@echo "installing tickengine (builds the native core, about a minute)"
+	@$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[replay]'
+	@touch $@
+
+$(VENV)/test: $(VENV)/run
+	@$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[test]'
+	@touch $@
+
+$(VENV)/bench: $(VENV)/run
+	@$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[bench]'
+	@touch $@
+
+$(VENV)/lint: $(BIN)/pip pyproject.toml
+	@$(BIN)/pip install --quiet --disable-pip-version-check 'ruff>=0.8' 'mypy>=1.13' numpy msgspec litestar uvicorn rich pyzmq prometheus-client pytest hypothesis
+	@touch $@
