@@ -3,8 +3,8 @@
 The control process fills one `*Settings` struct per worker, starts `python -m MODULES[role]` and writes
 `encode(settings)` as the first line of its standard input; the pipe stays open, and its end tells the worker that the
 control process is gone. Commands and replies travel as msgpack between the control process (ROUTER) and each worker
-(DEALER, its identity is its label). Imported by `engine` and by every worker, hence only msgspec and the standard library
-here: it opens nothing, starts nothing and knows no shared memory.
+(DEALER, its identity is its label). Imported by `engine` and by every worker, hence only msgspec and the standard
+library here: it opens nothing, starts nothing and knows no shared memory.
 """
 
 from __future__ import annotations
@@ -43,9 +43,9 @@ class _Spec(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 class Placement(_Spec, frozen=True, kw_only=True):
     """Where a worker may run.
 
-    With "auto" every worker works out the same plan from `rank` and `workers`, so that no two share a core. `rank` is the
-    worker's place in the order of choice (ingest, then fanout, cache, ...), from 0, and `workers` how many workers of this
-    engine want a core; without them the worker stays unpinned.
+    With "auto" every worker works out the same plan from `rank` and `workers`, so that no two share a core. `rank` is
+    the worker's place in the order of choice (ingest, then fanout, cache, ...), from 0, and `workers` how many workers
+    of this engine want a core; without them the worker stays unpinned.
     """
 
     policy: Literal["auto", "none", "core"] = "auto"
