@@ -1,0 +1,286 @@
+"""What can be set: every section and key with its default, its range and what it means.
+
+A TOML table is a section below, a TOML key is a field of it. Units are in the names (`_s`, `_ms`, `_slots`) or in the
+descriptions, from which `tickengine config` prints its commented file (engine/manual.py). Secrets are never settings:
+they come from files or the environment (engine/access.py).
+
+These are types and nothing else: they read and start nothing and know no worker (engine/plan.py maps them to those).
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from msgspec import Meta, Struct, field
+
+Port = Annotated[int, Meta(ge=1, le=65535)]
+ByteSize = Annotated[str, Meta(pattern=r"^(?i:\d+(\.\d+)?\s*([kmgt]i?b?|b)?)$")]
+
+
+class EngineSection(Struct, frozen=True, kw_only=True):
+    """The engine as a whole."""
+
+    name: Annotated[
+        str,
+        Meta(
+            pattern=r"^[a-z0-9-]{1,16}$",
+            description="names its segments and sockets; engines side by side differ in it",
+        ),
+    ] = "main"
+    data_dir: Annotated[
+        str, Meta(min_length=1, description="folder for what must outlive the engine; ~ is expanded")
+    ] = "~/.local/share/tickengine"
+    start_delay_s: Annotated[
+        float, Meta(ge=0, le=3600, description="from ready to the first record, for subscribers to connect")
+    ] = 0.0
+    exit_when_done: Annotated[bool, Meta(description="stop with status 0 once every replay has been sent in full")] = (
+        False
+    )
+    low_latency: Annotated[
+        bool, Meta(description="shorter pauses in the workers' loops: less latency, more CPU time")
+    ] = False
+    max_memory: Annotated[
+        ByteSize, Meta(description='refuse to start if the segments need more, e.g. "4GB"; "0" = no limit')
+    ] = "0"
+    math_threads: Annotated[
+        int, Meta(ge=1, le=256, description="OPENBLAS_NUM_THREADS and OMP_NUM_THREADS of the workers")
+    ] = 1
+    hardware_platform: Annotated[str, Meta(max_length=64, description="free text, reported in /metrics")] = ""
+    log_level: Annotated[
+        Literal["debug", "info", "warning", "error"], Meta(description="least level of the lines that workers print")
+    ] = "warning"
+
+
+class HttpSection(Struct, frozen=True, kw_only=True):
+    """HTTP of the control process: health, metrics, data, the live page."""
+
+    host: Annotated[str, Meta(min_length=1, description="address to listen on; beyond loopback a token is needed")] = (
+        "127.0.0.1"
+    )
+    port: Annotated[Port, Meta(description="TCP port")] = 8800
+    token_file: Annotated[
+        str,
+        Meta(description="file with the bearer token; or TICKENGINE_HTTP_TOKEN, or a systemd credential http_token"),
+    ] = ""
+    max_data_records: Annotated[
+        int, Meta(ge=1, le=100_000, description="greatest `limit` of GET /data, in records")
+    ] = 10_000
+
+
+class ZmqSection(Struct, frozen=True, kw_only=True):
+    """ZeroMQ endpoints of the fan-out workers; shard N adds N to each port."""
+
+    host: Annotated[str, Meta(description="address to bind; loopback only, sockets beyond it need CURVE keys")] = (
+        "127.0.0.1"
+    )
+    base_port: Annotated[
+        int, Meta(ge=1, le=65000, description="raw is at base+1, msgpack +11, json +21, replay requests +31")
+    ] = 8800
+    ipc: Annotated[bool, Meta(description="also bind ipc sockets, in a folder of the runtime directory")] = True
+    send_hwm: Annotated[
+        int, Meta(ge=1, le=10_000_000, description="messages queued per subscriber; beyond it messages drop and count")
+    ] = 100_000
+
+
+class RingsSection(Struct, frozen=True, kw_only=True):
+    """Rings and the access to all segments."""
+
+    depth_slots: Annotated[
+        int, Meta(ge=1024, le=1 << 26, description="records per ring, a power of two; 128 bytes each")
+    ] = 65536
+    wakeups: Annotated[bool, Meta(description="readers may sleep; false = they nap, and the writer saves a fence")] = (
+        True
+    )
+    block_ms: Annotated[
+        float, Meta(ge=0, le=10_000, description="how long a writer waits for a reliable reader before demoting it")
+    ] = 100.0
+    mode: Annotated[
+        Literal["0600", "0640", "0660"],
+        Meta(description="file mode of the segments; 0640 lets `group` read, 0660 also lets its readers register"),
+    ] = "0600"
+    group: Annotated[str, Meta(description="group that owns the segments; empty = the engine's own")] = ""
+
+
+class WorkersSection(Struct, frozen=True, kw_only=True):
+    """How many processes do what."""
+
+    ingest: Annotated[
+        int, Meta(ge=1, le=14, description="ingest processes at most; feeds are dealt out among them")
+    ] = 1
+    fanout: Annotated[int, Meta(ge=1, le=8, description="fan-out processes; instruments are sharded among them")] = 1
+
+
+class IngestSection(Struct, frozen=True, kw_only=True):
+    """Ingest workers."""
+
+    batch_slots: Annotated[int, Meta(ge=16, le=65536, description="records per publish at full speed")] = 2048
+    min_wait_us: Annotated[
+        float, Meta(ge=0, le=1e6, description="least pause between two polls of a paced feed: latency against CPU time")
+    ] = 200.0
+
+
+class CacheSection(Struct, frozen=True, kw_only=True):
+    """Latest values, the last records of each instrument (L1), and bars."""
+
+    records_per_instrument: Annotated[
+        int, Meta(ge=16, le=65536, description="L1 history of one instrument; 128 bytes each")
+    ] = 1000
+    max_symbols: Annotated[int, Meta(ge=16, le=65536, description="instruments that can have latest values and L1")] = (
+        65536
+    )
+    max_l1_memory: Annotated[ByteSize, Meta(description="shared memory of all L1 histories together")] = "256MB"
+    bar_intervals_s: Annotated[
+        tuple[Annotated[int, Meta(ge=1, le=86400)], ...], Meta(max_length=8, description="lengths of the bars built")
+    ] = (1, 60)
+    bar_close_delay_s: Annotated[
+        float, Meta(ge=0, le=60, description="wait after an interval before a silent instrument's bar closes")
+    ] = 1.0
+
+
+class PlacementSection(Struct, frozen=True, kw_only=True):
+    """Which cores the workers run on. macOS: a QoS class instead of cores."""
+
+    policy: Annotated[
+        Literal["auto", "none"],
+        Meta(description="auto = pin to performance cores where there are enough; none = never"),
+    ] = "auto"
+    cores: Annotated[
+        dict[str, Annotated[int, Meta(ge=0)]],
+        Meta(description='core number by worker label, e.g. {"ingest-0" = 2}; goes before the policy'),
+    ] = field(default_factory=dict)
+    max_cores: Annotated[float, Meta(ge=0, le=1024, description="pin at most so many workers; 0 = no limit")] = 0
+    realtime_priority: Annotated[
+        int, Meta(ge=0, le=99, description="SCHED_FIFO priority; 0 = the normal scheduler")
+    ] = 0
+    lock_memory: Annotated[bool, Meta(description="mlockall in every worker")] = False
+
+
+class QualitySection(Struct, frozen=True, kw_only=True):
+    """Thresholds of the checks that flag records. A flagged record is never dropped."""
+
+    enabled: Annotated[bool, Meta(description="run the checks at all")] = True
+    policy: Annotated[
+        Literal["flag", "reject"], Meta(description="impossible values: flagged INCOMPLETE, or rejected and counted")
+    ] = "flag"
+    late_after_ms: Annotated[
+        float, Meta(ge=0, description="received this long after the venue's time is LATE; 0 = never")
+    ] = 1000.0
+    late_when_replayed: Annotated[bool, Meta(description="judge lateness of replayed records too")] = False
+    outlier_deviations: Annotated[
+        float, Meta(ge=0, description="distance from the running mean, in mean deviations, that is OUTLIER; 0 = off")
+    ] = 12.0
+    outlier_floor_percent: Annotated[float, Meta(ge=0, description="and at least this far from it")] = 0.25
+    outlier_percent: Annotated[
+        float, Meta(ge=0, description="this far from the running mean is OUTLIER whatever the deviation; 0 = off")
+    ] = 20.0
+    volume_spike_factor: Annotated[
+        float, Meta(ge=0, description="a size above this many running mean sizes is VOLUME_SPIKE; 0 = off")
+    ] = 50.0
+    warm_up_records: Annotated[int, Meta(ge=1, description="records of an instrument before it is judged")] = 32
+    memory_records: Annotated[int, Meta(ge=1, description="length of the running means")] = 64
+
+
+class SupervisorSection(Struct, frozen=True, kw_only=True):
+    """Watching and restarting the workers."""
+
+    heartbeat_timeout_s: Annotated[
+        float, Meta(ge=0.3, le=600, description="a ready worker silent for this long is killed and started again")
+    ] = 1.0
+    startup_grace_s: Annotated[
+        float, Meta(ge=1, le=600, description="from spawn to ready before a worker counts as stuck")
+    ] = 15.0
+    backoff_cap_s: Annotated[
+        float, Meta(ge=0.1, le=600, description="longest pause before a restart; the first restart is immediate")
+    ] = 5.0
+    stable_after_s: Annotated[
+        float, Meta(ge=0.1, le=3600, description="having run this long, earlier failures are forgotten")
+    ] = 10.0
+    failed_after: Annotated[
+        int, Meta(ge=1, le=1000, description="failures in a row after which a worker shows as failed; retries go on")
+    ] = 5
+
+
+class HealthSection(Struct, frozen=True, kw_only=True):
+    """When the engine calls itself degraded."""
+
+    stale_factor: Annotated[
+        float,
+        Meta(ge=1.5, le=1000, description="a feed is stale when silent for this many times its usual longest pause"),
+    ] = 5.0
+    stale_floor_s: Annotated[float, Meta(ge=0.1, le=86400, description="and never before this long")] = 2.0
+    first_data_s: Annotated[
+        float, Meta(ge=0.1, le=86400, description="a feed may take this long to its first record")
+    ] = 10.0
+    latency_alert_ms: Annotated[
+        float, Meta(ge=0, le=1e6, description="p99 from ring to consumer above this raises an alert; 0 = never")
+    ] = 100.0
+
+
+class StorageSection(Struct, frozen=True, kw_only=True):
+    """What the recorder keeps."""
+
+    retention_hours: Annotated[
+        float, Meta(ge=0, le=1e6, description="age at which recorded data may go; no effect without a recorder")
+    ] = 24.0
+
+
+class SimulateSection(Struct, frozen=True, kw_only=True):
+    """The simulated feed; also switched on by `--simulate`, and when nothing at all is configured."""
+
+    enabled: Annotated[bool, Meta(description="add a simulated feed")] = False
+    instruments: Annotated[int, Meta(ge=1, le=65536, description="number of simulated instruments")] = 200
+    rate: Annotated[
+        float, Meta(ge=0, le=1e9, description="records per second over all instruments; 0 = as fast as it goes")
+    ] = 1000.0
+    seed: Annotated[int, Meta(ge=0, le=(1 << 63) - 1, description="same seed, same ticks")] = 1
+
+
+class ReplaySection(Struct, frozen=True, kw_only=True):
+    """Captured data played back; what `--replay`, `--speed` and `--loop` set."""
+
+    files: Annotated[
+        tuple[str, ...], Meta(max_length=1024, description="captures, one feed each; the format is recognised")
+    ] = ()
+    speed: Annotated[
+        str,
+        Meta(
+            pattern=r"^(max|\d+(\.\d+)?)$",
+            description='1 = as captured, N = N times as fast, "max" = as fast as it goes',
+        ),
+    ] = "1"
+    loop: Annotated[bool, Meta(description="begin again at the end")] = False
+
+
+class FeedSection(Struct, frozen=True, kw_only=True):
+    """One `[[feeds]]` table."""
+
+    name: Annotated[str, Meta(min_length=1, max_length=64, description="unique name of the feed")]
+    source: Annotated[str, Meta(min_length=1, description="simulated, replay")]
+    symbols: Annotated[tuple[str, ...], Meta(description="empty = all that the source has")] = ()
+    data_types: Annotated[
+        tuple[Literal["tick", "quote", "bar", "trade", "level2", "news"], ...],
+        Meta(description="empty = all that the source has"),
+    ] = ()
+    enabled: Annotated[bool, Meta(description="false = known, not started")] = True
+    options: Annotated[dict[str, Any], Meta(description="settings of the source itself")] = field(default_factory=dict)
+
+
+class Config(Struct, frozen=True, kw_only=True):
+    """Everything that can be set, checked. `origins` maps "section.key" to where its value came from."""
+
+    engine: EngineSection = EngineSection()
+    http: HttpSection = HttpSection()
+    zmq: ZmqSection = ZmqSection()
+    rings: RingsSection = RingsSection()
+    workers: WorkersSection = WorkersSection()
+    ingest: IngestSection = IngestSection()
+    cache: CacheSection = CacheSection()
+    placement: PlacementSection = PlacementSection()
+    quality: QualitySection = QualitySection()
+    supervisor: SupervisorSection = SupervisorSection()
+    health: HealthSection = HealthSection()
+    storage: StorageSection = StorageSection()
+    simulate: SimulateSection = SimulateSection()
+    replay: ReplaySection = ReplaySection()
+    feeds: tuple[FeedSection, ...] = ()
+    origins: dict[str, str] = field(default_factory=dict)
