@@ -51,6 +51,7 @@ cdef extern from "shm/futex.h" nogil:
 
     cdef struct tk_ring_readers:
         tk_word reliable
+        tk_word changes
         tk_half sleepers
         tk_half bell
         tk_ring_reader reader[63]
@@ -77,6 +78,7 @@ cdef extern from "shm/futex.h" nogil:
     void tk_store_release(tk_word *, uint64_t)
     uint64_t tk_fetch_or(tk_word *, uint64_t)
     uint64_t tk_fetch_and(tk_word *, uint64_t)
+    uint64_t tk_fetch_add(tk_word *, uint64_t)
     void tk_pause()
     tk_word *tk_slot(const tk_ring *, uint64_t)
     void tk_publish(const tk_ring *, uint64_t, const void *, uint64_t)
@@ -84,10 +86,12 @@ cdef extern from "shm/futex.h" nogil:
     uint64_t tk_room(const tk_ring *, uint64_t)
     uint64_t tk_recover(const tk_ring *)
     int tk_poll(const tk_ring *, uint64_t)
+    int tk_holds(const tk_ring *, uint64_t)
     int64_t tk_read_batch(const tk_ring *, uint64_t, char *, uint64_t)
     uint64_t tk_resume(const tk_ring *, uint64_t)
     uint32_t tk_before_sleep(tk_ring_readers *)
     int tk_after_publish(tk_ring_readers *)
+    void tk_ring_bell(tk_ring_readers *)
     int64_t tk_now_ns()
     int64_t tk_monotonic_ns()
     void tk_wake(tk_half *)
@@ -121,6 +125,9 @@ LABEL_BYTES = TK_LABEL_BYTES
 cdef uint16_t GAP_BEFORE = int(Flag.GAP_BEFORE)
 cdef uint64_t SCHEMA_HASH = schema_hash()
 cdef int64_t REAP_EVERY_NS = 1_000_000
+cdef uint64_t DEPTH_MIN = 16
+cdef uint64_t DEPTH_MAX = 1 << 26
+cdef double WAIT_MAX_S = 1e8
 
 
 def set_stop(int step):
@@ -171,12 +178,24 @@ def format_ring(buffer, int ring_id, uint64_t depth, bint wakeups, uint64_t bloc
     tk_store_release(&h.magic, TK_RING_MAGIC)
 
 
-def check_ring(str name, buffer):
-    """Raise SegmentMissing (still being made) or LayoutMismatch (names both sides) unless this build can use the ring."""
+cdef int take_buffer(object owner, Py_buffer *view, int flags, str what) except -1:
+    try:
+        PyObject_GetBuffer(owner, view, flags)
+    except (BufferError, TypeError, ValueError) as error:
+        raise BadArgument(f"{what} must be contiguous memory in record layout: {error}") from error
+    return 0
+
+
+def check_ring(str name, buffer, segment_bytes=None):
+    """Raise SegmentMissing (still being made) or LayoutMismatch (names both sides) unless this build can use the ring.
+
+    `buffer` holds at least the header; `segment_bytes` is the size of the whole segment where that is more.
+    """
     cdef tk_ring ring = map_ring(buffer, None, None)
     cdef tk_ring_header *h = ring.header
     cdef uint64_t magic = tk_load_acquire(&h.magic)
     cdef uint64_t size_bytes
+    cdef uint64_t have_bytes = len(buffer) if segment_bytes is None else segment_bytes
     if magic == 0:
         raise SegmentMissing(f"ring {name} is being created: its header is not complete yet")
     wanted = {"magic": TK_RING_MAGIC, "version": TK_RING_VERSION, "record size": 128, "schema hash": SCHEMA_HASH}
@@ -184,9 +203,12 @@ def check_ring(str name, buffer):
     for what in wanted:
         if wanted[what] != found[what]:
             raise LayoutMismatch(f"ring {name}: its {what} is {found[what]:#x}, this build has {wanted[what]:#x}")
+    if not DEPTH_MIN <= h.depth <= DEPTH_MAX or h.depth & (h.depth - 1):
+        raise LayoutMismatch(f"ring {name}: its depth is {h.depth}, this build knows powers of two from {DEPTH_MIN} to "
+                             f"{DEPTH_MAX}")
     size_bytes = TK_RING_SLOTS_OFFSET + h.depth * 128
-    if <uint64_t>len(buffer) < size_bytes:
-        raise LayoutMismatch(f"ring {name}: {h.depth} slots need {size_bytes} bytes, the segment has {len(buffer)}")
+    if have_bytes < size_bytes:
+        raise LayoutMismatch(f"ring {name}: {h.depth} slots need {size_bytes} bytes, the segment has {have_bytes}")
 
 
 def header_fields(buffer):
@@ -244,6 +266,7 @@ cdef class Writer:
     cdef object held           # keeps the mapping alive
     cdef uint64_t next         # sequence of the next record
     cdef uint64_t reliable     # mask of reliable readers as of the last look
+    cdef uint64_t changes      # the readers' count of changes as of that look
     cdef uint64_t limit        # first sequence that may not be written before looking again
     cdef uint64_t max_batch
     cdef bint wakeups
@@ -257,7 +280,8 @@ cdef class Writer:
         self.held = buffer
         self.next = tk_recover(&self.ring)
         self.reliable = 0
-        self.limit = TK_NO_LIMIT
+        self.changes = 0
+        self.limit = 0             # look before the first record
         self.max_batch = self.ring.depth // 4
         self.wakeups = self.ring.header.wakeups
         self.closed = False
@@ -271,6 +295,8 @@ cdef class Writer:
         tk_store_relaxed(&h.writer_pid, pid)
         tk_store_relaxed(&h.writer_started_ns, started_ns)
         tk_store_release(&h.epoch, epoch + 1)
+        tk_ring_bell(self.ring.readers)
+        tk_wake(&self.ring.readers.bell)
         return epoch, earlier
 
     def _leave(self):
@@ -310,7 +336,7 @@ cdef class Writer:
             if PyBytes_GET_SIZE(record) != 128:
                 raise BadArgument(f"record has {len(record)} bytes, a record has 128")
             return self.commit(PyBytes_AS_STRING(record))
-        PyObject_GetBuffer(record, &view, PyBUF_SIMPLE)
+        take_buffer(record, &view, PyBUF_SIMPLE, "record")
         try:
             if view.len != 128:
                 raise BadArgument(f"record has {view.len} bytes, a record has 128")
@@ -323,7 +349,7 @@ cdef class Writer:
         cdef uint64_t n = self.next
         if self.closed:
             raise BadArgument("the writer is closed")
-        if n >= self.limit or tk_load_relaxed(&self.ring.readers.reliable) != self.reliable:
+        if n >= self.limit or tk_load_relaxed(&self.ring.readers.changes) != self.changes:
             self.make_room()
         tk_publish(&self.ring, n, record, tk_now_ns())
         self.next = n + 1
@@ -348,7 +374,7 @@ cdef class Writer:
         if itemsize != 128 and itemsize != 1:
             raise BadArgument(f"records have {itemsize} bytes each, a record has 128 (np.concatenate repacks a RECORD "
                               "array: use shm.layout.concatenate)")
-        PyObject_GetBuffer(records, &view, PyBUF_SIMPLE)
+        take_buffer(records, &view, PyBUF_SIMPLE, "records")
         try:
             if view.len % 128:
                 raise BadArgument(f"records have {view.len} bytes in all, not a multiple of 128")
@@ -368,7 +394,7 @@ cdef class Writer:
             step = count - done
             if step > self.max_batch:
                 step = self.max_batch
-            if self.next + step > self.limit or tk_load_relaxed(&self.ring.readers.reliable) != self.reliable:
+            if self.next + step > self.limit or tk_load_relaxed(&self.ring.readers.changes) != self.changes:
                 self.make_room()
                 if self.next + step > self.limit:
                     step = self.limit - self.next
@@ -386,6 +412,7 @@ cdef class Writer:
         cdef int64_t start = 0, reaped = 0, now
         cdef int spins
         while True:
+            self.changes = tk_load_acquire(&ring.readers.changes)
             self.reliable = tk_load_acquire(&ring.readers.reliable)
             self.limit = tk_room(ring, self.reliable)
             if self.next < self.limit:
@@ -463,6 +490,7 @@ cdef class Reader:
         self.index = index
         if reliable:
             tk_fetch_or(&self.ring.readers.reliable, <uint64_t>1 << index)
+            tk_fetch_add(&self.ring.readers.changes, 1)
 
     def _leave(self):
         if self.line != NULL:
@@ -486,6 +514,13 @@ cdef class Reader:
         self.gap_from = self.gap_to = 0
         if self.line != NULL:
             tk_store_release(&self.line.cursor, sequence)
+            if tk_load_relaxed(&self.line.state) == 2:
+                tk_fetch_add(&self.ring.readers.changes, 1)
+
+    def _is_stamped(self, uint64_t sequence):
+        """Whether the writer has stamped that record, lately or laps ago; `published` follows a moment later."""
+        self.check_open()
+        return tk_poll(&self.ring, sequence) != 0
 
     @property
     def sequence(self):
@@ -550,7 +585,7 @@ cdef class Reader:
     def holds(self, uint64_t sequence):
         """Whether the ring still holds that record whole. To read in place: look at it, then ask this, then believe it."""
         self.check_open()
-        return tk_poll(&self.ring, sequence) == 1
+        return tk_holds(&self.ring, sequence) != 0
 
     cdef int bind(self, object out) except -1:
         if self.bound:
@@ -560,11 +595,12 @@ cdef class Reader:
         itemsize = getattr(out, "itemsize", 1)
         if itemsize != 128 and itemsize != 1:
             raise BadArgument(f"out has items of {itemsize} bytes, a record has 128")
-        PyObject_GetBuffer(out, &self.view, PyBUF_SIMPLE | PyBUF_WRITABLE)
+        take_buffer(out, &self.view, PyBUF_SIMPLE | PyBUF_WRITABLE, "out")
+        if self.view.len < 128:
+            PyBuffer_Release(&self.view)
+            raise BadArgument("out has less than 128 bytes, room for no record")
         self.bound = True
         self.out = out
-        if self.view.len < 128:
-            raise BadArgument(f"out has {self.view.len} bytes, room for no record")
         return 0
 
     def read(self, out, int64_t limit=-1):
@@ -663,7 +699,9 @@ def wait_any(list readers, double timeout_s):
         if tk_poll(rings[i], next[i]) != 0:
             return True
     now = tk_monotonic_ns()
-    deadline = now + <int64_t>(timeout_s * 1e9)
+    if not timeout_s > 0:
+        return False
+    deadline = now + <int64_t>(min(timeout_s, WAIT_MAX_S) * 1e9)
     spin_until = now + reader.spin_ns
     if spin_until > deadline:
         spin_until = deadline

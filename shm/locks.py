@@ -62,6 +62,10 @@ class ByteLock:
         """Whether this object holds the lock."""
         return self._fd >= 0
 
+    def __del__(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+
     def __enter__(self) -> ByteLock:
         self.acquire()
         return self

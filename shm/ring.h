@@ -35,8 +35,11 @@
  *
  * Without F1 or F4 AArch64 returns torn records; x86 never shows it, so only reasoning and a model checker protect them.
  * A batch of N writes N marks, F1, N payloads, F2, N stamps in order. A reader of a batch looks at the N stamps, F3,
- * copies, F4, and checks again the *oldest* slot only: marks are laid in order, so a batch whose oldest slot is whole has
- * no later slot that was touched. (Checking the newest would miss a writer that has come half way through the batch.)
+ * copies, F4, and checks again the *oldest* slot only: the writer comes to the oldest first, and every payload word of a
+ * later lap stands behind an F1 that covers the oldest slot's mark. (Checking the newest would miss a writer that has come
+ * half way through the batch.) The marks of one batch have no order among themselves, so a reader may copy the mark of a
+ * newer slot while the oldest still looks whole: therefore the reader writes each record's sequence itself, and takes only
+ * words 1..15 on trust.
  *
  * Copying words. TK_COPY_WORDS is the reference: relaxed atomic 8-byte words, no data race in C11's terms. On x86-64 and
  * AArch64 an opaque vector copy does the same work in fewer instructions (figures in shm/README.md). It is sound for three
@@ -89,6 +92,7 @@ static inline void tk_store_relaxed(tk_word *p, uint64_t v) { tk_c11_store(p, v,
 static inline void tk_store_release(tk_word *p, uint64_t v) { tk_c11_store(p, v, TK_ORDER(release)); }
 static inline uint64_t tk_fetch_or(tk_word *p, uint64_t v) { return tk_c11_or(p, v, TK_ORDER(seq_cst)); }
 static inline uint64_t tk_fetch_and(tk_word *p, uint64_t v) { return tk_c11_and(p, v, TK_ORDER(seq_cst)); }
+static inline uint64_t tk_fetch_add(tk_word *p, uint64_t v) { return tk_c11_add(p, v, TK_ORDER(seq_cst)); }
 static inline uint32_t tk_half_load(const tk_half *p) { return tk_c11_load((tk_half *)p, TK_ORDER(relaxed)); }
 static inline void tk_half_store(tk_half *p, uint32_t v) { tk_c11_store(p, v, TK_ORDER(relaxed)); }
 static inline uint32_t tk_half_add(tk_half *p, uint32_t v) { return tk_c11_add(p, v, TK_ORDER(seq_cst)); }
@@ -176,7 +180,8 @@ struct tk_ring_reader {
 
 struct tk_ring_readers {
     tk_word reliable; /* line 0: bit i set = the writer waits for reader i; set by the reader, cleared by either side */
-    uint8_t spare0[120];
+    tk_word changes;  /* counts cursors that came or went back; written by readers, tells the writer to look again */
+    uint8_t spare0[112];
     tk_half sleepers; /* line 1: 1 = somebody sleeps on `bell`; set by readers, swapped to 0 by the writer that rings */
     tk_half bell;     /* futex word: counts rings */
     uint8_t spare1[120];
@@ -252,7 +257,7 @@ static inline void tk_record_in(tk_word *slot, const void *record) {
 #endif
 }
 
-/* All 16 words of a slot into private memory; word 0 as it was at that moment (the stamp, if R3 then holds). */
+/* All 16 words of a slot into private memory; word 0 is whatever stood there (tk_read puts the sequence in its place). */
 static inline void tk_record_out(void *record, const tk_word *slot) {
 #ifdef TK_COPY_WORDS
     tk_words_out((uint64_t *)record, slot, TK_RECORD_WORDS);
@@ -371,12 +376,19 @@ static inline int tk_poll(const struct tk_ring *r, uint64_t n) {
     return ahead == 0 ? 1 : ahead < 0 ? 0 : -1;
 }
 
+/* Is record n still whole, after its words were read in place? Acquire fence first: pair LAP, as F4 and R3 of tk_read. */
+static inline int tk_holds(const struct tk_ring *r, uint64_t n) {
+    tk_fence_acquire();
+    return tk_load_relaxed(tk_slot(r, n)) == n;
+}
+
 /* Read record n into 128 private bytes. 1 read, 0 not there yet, -1 overrun found while polling, -2 while reading. */
 static inline int tk_read(const struct tk_ring *r, uint64_t n, void *record) {
     const tk_word *slot = tk_slot(r, n);
     int there = tk_poll(r, n);                                               /* R1 F3: PUBLISH          */
     if (there != 1) return there;
     tk_record_out(record, slot);                                             /* R2                      */
+    __builtin_memcpy(record, &n, 8);
     tk_fence_acquire();                                                      /* F4: LAP                 */
     return tk_load_relaxed(slot) == n ? 1 : -2;                              /* R3                      */
 }
@@ -392,8 +404,12 @@ static inline int64_t tk_read_batch(const struct tk_ring *r, uint64_t n, char *r
         uint64_t want = limit - have < STRIDE ? limit - have : STRIDE, ready = 0;
         while (ready < want && tk_load_relaxed(tk_slot(r, n + have + ready)) == n + have + ready) ready++;  /* R1 */
         tk_fence_acquire();                                                  /* F3: PUBLISH             */
-        for (uint64_t i = 0; i < ready; i++)                                 /* R2                      */
-            tk_record_out(records + (have + i) * TK_RECORD_BYTES, tk_slot(r, n + have + i));
+        for (uint64_t i = 0; i < ready; i++) {                               /* R2                      */
+            uint64_t sequence = n + have + i;
+            char *record = records + (have + i) * TK_RECORD_BYTES;
+            tk_record_out(record, tk_slot(r, sequence));
+            __builtin_memcpy(record, &sequence, 8); /* not the slot's word 0: it may be a later lap's mark already */
+        }
         have += ready;
         if (ready < want) break;
     }
@@ -417,6 +433,9 @@ static inline uint32_t tk_before_sleep(struct tk_ring_readers *readers) {
     tk_fence_seq_cst();                                                      /* pair SLEEP              */
     return bell;
 }
+
+/* A new writer, before its first record: its predecessor may have died between publishing and ringing. The caller wakes. */
+static inline void tk_ring_bell(struct tk_ring_readers *readers) { tk_half_add(&readers->bell, 1); }
 
 /* Writer, after publishing: must somebody be woken? If so the bell has been rung and the caller wakes the futex. */
 static inline int tk_after_publish(struct tk_ring_readers *readers) {

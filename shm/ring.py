@@ -257,17 +257,16 @@ class RingReader(_ring.Reader):
         if reliable and not register:
             raise BadArgument("reliable is True, so register must be True: the writer can't wait for an unknown reader")
         segment = _attach_widest(name, write=register)
-        if reliable and not segment.writable:
-            raise NotAllowed(f"ring {name}: a reliable reader must be able to write its cursor, the mode forbids it")
         reader = cls()
         reader.name, reader.ring_id, reader._segment, reader._lock = name, ring_id, segment, None
         reader.label = label or f"pid {os.getpid()}"
         try:
-            _ring.check_ring(name, segment.buf)
-            fields = _ring.header_fields(segment.buf)
-            slots_bytes = fields["depth_slots"] * RECORD_SIZE_BYTES
+            if reliable and not segment.writable:
+                raise NotAllowed(f"ring {name}: a reliable reader must write its cursor, the mode forbids it")
+            header = segment.window(0, min(segment.size_bytes, _ring.READERS_OFFSET_BYTES), write=False)
+            _ring.check_ring(name, header, segment.size_bytes)
+            slots_bytes = _ring.header_fields(header)["depth_slots"] * RECORD_SIZE_BYTES
             slots = segment.window(_ring.SLOTS_OFFSET_BYTES, slots_bytes, write=False)
-            header = segment.window(0, _ring.READERS_OFFSET_BYTES, write=False)
             table = None
             if segment.writable:
                 table = segment.window(
@@ -278,8 +277,8 @@ class RingReader(_ring.Reader):
             reader.seek(start)
             if table is not None:
                 reader._register(reliable)
-                if start == "newest":
-                    reader.seek(start)  # what was published while the line was being claimed is not asked for
+                if isinstance(start, str):
+                    reader.seek(start)  # again: the writer has gone on while the line was being claimed
         except BaseException:
             reader.close()
             raise
@@ -303,7 +302,8 @@ class RingReader(_ring.Reader):
             sequence = max(1, published + 1 - self.depth_slots * 3 // 4)
         elif isinstance(start, int) and not isinstance(start, bool):
             sequence = start
-            if not 1 <= sequence <= published + 1:
+            reached = 1 <= sequence <= published + 1 or (sequence > 1 and self._is_stamped(sequence - 1))
+            if not reached:
                 raise BadArgument(f"start is {start}, ring {self.name} has sequences 1 to {published}, next {published + 1}")
         else:
             raise BadArgument(f"start is {start!r}, must be 'newest', 'oldest' or a sequence")
@@ -457,10 +457,10 @@ def status_record(
 
 
 def _attach_widest(name: str, *, write: bool) -> Segment:
-    """Attach with write access where it is wanted and allowed, else read-only."""
+    """Attach with write access where it is wanted and allowed, else read-only; windows are the caller's to map."""
     if write:
         try:
-            return Segment.attach(name, write=True)
+            return Segment.attach(name, write=True, mapped=False)
         except NotAllowed:
             pass
-    return Segment.attach(name)
+    return Segment.attach(name, mapped=False)

@@ -109,14 +109,17 @@ class Segment:
         fd: descriptor of the segment, open as long as this object is.
     """
 
-    def __init__(self, name: str, fd: int, size_bytes: int, *, write: bool) -> None:
+    def __init__(self, name: str, fd: int, size_bytes: int, *, write: bool, mapped: bool = True) -> None:
         """Map `fd`; use `create` or `attach` instead."""
         self.name = name
         self.fd = fd
         self.size_bytes = size_bytes
         self.writable = write
-        self.buf = self.window(0, size_bytes, write=write)
-        self.address = int(np.frombuffer(self.buf, dtype=np.uint8).ctypes.data)
+        self.buf = memoryview(b"")
+        self.address = 0
+        if mapped:
+            self.buf = self.window(0, size_bytes, write=write)
+            self.address = int(np.frombuffer(self.buf, dtype=np.uint8).ctypes.data)
 
     @classmethod
     def create(cls, name: str, size_bytes: int, *, mode: int = 0o600, group: str | int | None = None) -> Segment:
@@ -152,8 +155,8 @@ class Segment:
             raise
 
     @classmethod
-    def attach(cls, name: str, *, write: bool = False) -> Segment:
-        """Map an existing segment, read-only unless `write`.
+    def attach(cls, name: str, *, write: bool = False, mapped: bool = True) -> Segment:
+        """Map an existing segment, read-only unless `write`. Without `mapped`, `buf` is empty: map windows instead.
 
         Raises:
             SegmentMissing: no such segment, or it is still being made (its size is 0).
@@ -164,7 +167,7 @@ class Segment:
             size_bytes = os.fstat(fd).st_size
             if size_bytes == 0:
                 raise SegmentMissing(f"segment {name} is being created and has no size yet")
-            return cls(name, fd, size_bytes, write=write)
+            return cls(name, fd, size_bytes, write=write, mapped=mapped)
         except BaseException:
             os.close(fd)
             raise
