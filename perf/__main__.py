@@ -1,0 +1,110 @@
+"""`python -m perf`: run the benchmarks, print the table, write the JSON.
+
+    python -m perf                                   everything, five runs each (some minutes)
+    python -m perf --only publish_single latency_native --runs 9
+    python -m perf --quick --json perf/out/figures.json
+
+Exit status: 0 all data verified, 1 a benchmark lost data or broke, 2 wrong arguments. A missed target is shown, and
+does not change the status: a machine may be busy or small.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+
+from rich.console import Console
+
+from perf.errors import BenchmarkFailed, Skipped
+from perf.machine import this_machine
+from perf.report import Row, print_table, write_json
+from perf.rounds import Plan
+
+OUT_FOLDER = Path(__file__).parent / "out"
+
+# name -> "module:function" of a function (Plan) -> Row. A module is imported when one of its benchmarks runs.
+BENCHMARKS: dict[str, str] = {
+    "publish_single": "perf.publish:single",
+    "publish_batch": "perf.publish:batch",
+    "read_concurrent": "perf.readers:concurrent",
+    "readers_slowdown": "perf.readers:slowdown",
+}
+
+
+def run_one(name: str, plan: Plan) -> Row:
+    """Run one benchmark; whatever goes wrong becomes a row that says so."""
+    module, function = BENCHMARKS[name].split(":")
+    try:
+        benchmark: Callable[[Plan], Row] = getattr(import_module(module), function)
+        return benchmark(plan)
+    except Skipped as reason:
+        return Row(name, None, "", note=f"skipped: {reason}")
+    except BenchmarkFailed as reason:
+        return Row(name, None, "", note=f"FAILED: {reason}", failed=True)
+    except Exception as error:  # noqa: BLE001 -- the outermost loop: the other benchmarks shall run, and the status tells
+        traceback.print_exc()
+        return Row(name, None, "", note=f"BROKEN: {error!r}", failed=True)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run what the command line asks for; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m perf", description="Benchmarks of the tick engine and of its peers."
+    )
+    add = parser.add_argument
+    add("--only", nargs="+", metavar="NAME", choices=BENCHMARKS, help=f"some of: {', '.join(BENCHMARKS)}")
+    add("--json", type=Path, metavar="FILE", help="write the rows there, and the machine beside it: .machine.json")
+    add("--runs", type=int, default=5, metavar="N", help="counted runs of each, after one of warm-up (default 5)")
+    add("--quick", action="store_true", help="a tenth of the data: shows that it works, the figures are rough")
+    add("--profile", action="store_true", help="record with py-spy into perf/out/NAME.speedscope.json")
+    options = parser.parse_args(arguments)
+    if options.runs < 1:
+        parser.error(f"--runs is {options.runs}, must be at least 1")
+    names = list(options.only or BENCHMARKS)
+    if options.profile:
+        return profile(names, options.runs)
+
+    machine = this_machine()
+    console = Console(stderr=True)
+    console.print(str(machine), highlight=False)
+    plan = Plan(runs=options.runs, quick=options.quick)
+    rows: list[Row] = []
+    for name in names:
+        start = time.monotonic()
+        with console.status(name):
+            rows.append(run_one(name, plan))
+        console.print(f"  {name} {time.monotonic() - start:.1f} s", style="dim", highlight=False)
+    print_table(rows, str(machine))
+    if options.json:
+        write_json(rows, options.json)
+        beside = options.json.with_suffix(".machine.json")
+        beside.write_text(json.dumps(machine.as_json(), indent=1) + "\n")
+    return 1 if any(row.failed for row in rows) else 0
+
+
+def profile(names: list[str], runs: int) -> int:
+    """Run each benchmark under py-spy, its child processes and native frames included."""
+    if shutil.which("py-spy") is None:
+        print("py-spy is not here: pip install py-spy", file=sys.stderr)
+        return 2
+    OUT_FOLDER.mkdir(parents=True, exist_ok=True)
+    status = 0
+    for name in names:
+        target = OUT_FOLDER / f"{name}.speedscope.json"
+        spy = ["py-spy", "record", "--native", "--subprocesses", "--format", "speedscope", "--output", str(target)]
+        command = [*spy, "--", sys.executable, "-m", "perf", "--only", name, "--runs", str(runs)]
+        status |= subprocess.run(command, check=False).returncode
+        print(f"{target}: open it at https://www.speedscope.app")
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())
