@@ -76,7 +76,7 @@ cdef extern from "shm/status.h" nogil:
     uint64_t tk_status_magic(const void *base)
     tk_status_process *tk_status_slot(void *base, uint32_t index)
     void tk_status_text_write(void *field, uint32_t words, const char *text, uint32_t length)
-    uint32_t tk_status_text_read(const void *field, uint32_t words, char *out, uint32_t tries)
+    uint32_t tk_status_text_read(const void *field, uint32_t words, char *out)
     int tk_status_slot_used(const tk_status_process *process)
     void tk_status_slot_take(tk_status_process *process, const char *label, uint32_t label_length, const char *role,
                              uint32_t role_length)
@@ -112,10 +112,6 @@ FACTS_BYTES = TK_STATUS_FACTS_BYTES
 BUCKETS = TK_HIST_BUCKETS
 PROCESS_BYTES = sizeof(tk_status_process)
 
-cdef enum:
-    _TEXT_TRIES = 1000
-
-
 def size_bytes(uint32_t process_slots):
     """Bytes of a status block with that many process slots."""
     return tk_status_size_bytes(process_slots)
@@ -138,7 +134,7 @@ def bucket_of(uint64_t value):
 
 cdef _text(const void *field, uint32_t words):
     cdef char buffer[1024]
-    cdef uint32_t length = tk_status_text_read(field, words, buffer, _TEXT_TRIES)
+    cdef uint32_t length = tk_status_text_read(field, words, buffer)
     return buffer[:length].decode("utf-8", "replace")
 
 

@@ -5,7 +5,7 @@
  *
  * Picture
  *
- *   segment   | header 4096 bytes | process 0 | process 1 | ... | process N-1 |
+ *   segment   | header 8192 bytes | process 0 | process 1 | ... | process N-1 |
  *   process   | who 128 | placed 128 | pulse 128 | kept 128 | counters | gauges | histograms | their names |
  *
  * Words
@@ -23,7 +23,7 @@
  *   ST-MAGIC  creator's last store of a new segment  ->  attach: everything in the header is there
  *   ST-SLOT   `used` of a slot                       ->  label and role of the slot are there
  *   ST-NAMES  a count of names                       ->  the names and values below the count are there
- *   ST-TEXT   version of a text, seqlock             ->  its words are of one writing
+ *   ST-TEXT   version of a text                      ->  the copy it names is whole
  *   ST-COUNT  count of an append-only table          ->  the entries below the count are there (instrument table)
  */
 #ifndef TK_STATUS_H
@@ -37,7 +37,7 @@
 #define TK_STATUS_MAGIC UINT64_C(0x3154415453474b54) /* "TKGSTAT1", little-endian */
 #define TK_STATUS_VERSION 1u
 
-#define TK_STATUS_HEADER_BYTES 4096u
+#define TK_STATUS_HEADER_BYTES 8192u
 #define TK_STATUS_RINGS 16u
 #define TK_STATUS_COUNTERS 256u /* per process; 128 promised, the rest is for per-feed names */
 #define TK_STATUS_GAUGES 64u
@@ -53,17 +53,13 @@
 
 typedef char tk_status_name[TK_STATUS_NAME_BYTES];
 
-/* A short text that may be rewritten while it is read. Writer: the field's owner. Readers: all, by tk_status_text_read. */
-typedef struct {
-    _Atomic uint64_t version; /* odd while being written */
-    _Atomic uint64_t length;  /* bytes */
-    _Atomic uint64_t words[]; /* bytes, little-endian, NUL padded */
-} tk_status_text;
-
-#define TK_STATUS_TEXT_FIELD(name, bytes)            \
-    struct {                                         \
-        _Atomic uint64_t version, length;            \
-        _Atomic uint64_t words[(bytes) / 8u];        \
+/* A short text that may be rewritten while it is read. Two copies: the writer fills the one that is not in use, then
+ * flips. So readers never wait, neither for a writer that was scheduled away half way nor for one that was killed there
+ * (a plain seqlock failed the first of these in the stress test). Writer: the field's owner. Readers: all. */
+#define TK_STATUS_TEXT_FIELD(name, bytes)                                                    \
+    struct {                                                                                 \
+        _Atomic uint64_t version;                      /* copy `version & 1` is the text */  \
+        _Atomic uint64_t copies[2 * (1u + (bytes) / 8u)]; /* each: length, then the bytes */ \
     } name
 
 typedef struct {
@@ -88,7 +84,7 @@ typedef struct {
     uint8_t line1_spare[96];
     /* Writer: the control process. Readers: all. Free text: addresses and ports, JSON by convention. */
     TK_STATUS_TEXT_FIELD(facts, TK_STATUS_FACTS_BYTES);
-    uint8_t facts_spare[112];
+    uint8_t facts_spare[104];
     /* Writer: the control process. Readers: all. Index = ring id; an empty label = no such ring. */
     tk_status_ring rings[TK_STATUS_RINGS];
 } tk_status_header;
@@ -117,7 +113,6 @@ typedef struct {
     _Atomic uint32_t histograms_count;
     uint32_t placed_pad;
     TK_STATUS_TEXT_FIELD(placement, 32);
-    uint8_t placed_spare[40];
     /* pulse. Writer: the owner each turn; the supervisor sets `state` of a process that it knows to be dead. Readers: all. */
     _Atomic uint64_t heartbeat_ns;
     _Atomic uint32_t state;
@@ -140,6 +135,7 @@ typedef struct {
 _Static_assert(sizeof(tk_status_header) <= TK_STATUS_HEADER_BYTES, "the header fits its page");
 _Static_assert(offsetof(tk_status_header, control_pid) == 128, "engine-wide fields start line 1");
 _Static_assert(offsetof(tk_status_header, facts) == 256, "facts start line 2");
+_Static_assert(offsetof(tk_status_header, rings) % 128 == 0, "rings start on a line");
 _Static_assert(offsetof(tk_status_process, pid) == 128, "placed starts line 1");
 _Static_assert(offsetof(tk_status_process, heartbeat_ns) == 256, "pulse has its own line");
 _Static_assert(offsetof(tk_status_process, restarts) == 384, "the supervisor's fields have their own line");
@@ -175,39 +171,37 @@ static inline tk_status_process *tk_status_slot(void *base, uint32_t index) {
 
 /* ---- texts --------------------------------------------------------------------------------------------------- */
 
-/* Write `length` bytes (<= words * 8). One writer. */
+/* Write `length` bytes (<= words * 8) to a TK_STATUS_TEXT_FIELD of `words` words. One writer. */
 static inline void tk_status_text_write(void *field, uint32_t words, const char *bytes, uint32_t length) {
-    tk_status_text *text = field;
-    uint64_t odd = atomic_load_explicit(&text->version, memory_order_relaxed) | 1u;
-    atomic_store_explicit(&text->version, odd, memory_order_relaxed);
-    atomic_thread_fence(memory_order_release); /* no word before the odd version (ST-TEXT) */
-    atomic_store_explicit(&text->length, length, memory_order_relaxed);
+    _Atomic uint64_t *version = field;
+    uint64_t next = atomic_load_explicit(version, memory_order_relaxed) + 1u;
+    _Atomic uint64_t *copy = version + 1 + (next & 1u) * (1u + words);
+    atomic_thread_fence(memory_order_release); /* who sees a word below, sees that this copy went out of use (ST-TEXT) */
+    atomic_store_explicit(copy, length, memory_order_relaxed);
     for (uint32_t word = 0; word < words; word++) {
         uint64_t value = 0;
         uint32_t at = word * 8u;
         if (at < length) memcpy(&value, bytes + at, length - at < 8u ? length - at : 8u);
-        atomic_store_explicit(&text->words[word], value, memory_order_relaxed);
+        atomic_store_explicit(copy + 1 + word, value, memory_order_relaxed);
     }
-    atomic_store_explicit(&text->version, odd + 1u, memory_order_release); /* ST-TEXT release */
+    atomic_store_explicit(version, next, memory_order_release); /* ST-TEXT release */
 }
 
-/* Copy the text to `out` (words * 8 bytes); returns its length. A writer that died half way leaves the version odd: after
- * `tries` the words are returned as they stand, for people to read. */
-static inline uint32_t tk_status_text_read(const void *field, uint32_t words, char *out, uint32_t tries) {
-    const tk_status_text *text = field;
-    uint64_t length;
+/* Copy the text to `out` (words * 8 bytes); returns its length. Tries again only after a whole rewrite in between. */
+static inline uint32_t tk_status_text_read(const void *field, uint32_t words, char *out) {
+    const _Atomic uint64_t *version = field;
     for (;;) {
-        uint64_t before = atomic_load_explicit(&text->version, memory_order_acquire); /* ST-TEXT acquire */
-        length = atomic_load_explicit(&text->length, memory_order_relaxed);
+        uint64_t before = atomic_load_explicit(version, memory_order_acquire); /* ST-TEXT acquire */
+        const _Atomic uint64_t *copy = version + 1 + (before & 1u) * (1u + words);
+        uint64_t length = atomic_load_explicit(copy, memory_order_relaxed);
         for (uint32_t word = 0; word < words; word++) {
-            uint64_t value = atomic_load_explicit(&text->words[word], memory_order_relaxed);
+            uint64_t value = atomic_load_explicit(copy + 1 + word, memory_order_relaxed);
             memcpy(out + word * 8u, &value, 8u);
         }
         atomic_thread_fence(memory_order_acquire); /* no word after the second look (ST-TEXT) */
-        uint64_t after = atomic_load_explicit(&text->version, memory_order_relaxed);
-        if ((before == after && !(before & 1u)) || tries-- == 0) break;
+        if (atomic_load_explicit(version, memory_order_relaxed) == before)
+            return length < words * 8u ? (uint32_t)length : words * 8u;
     }
-    return length < words * 8u ? (uint32_t)length : words * 8u;
 }
 
 /* ---- slots --------------------------------------------------------------------------------------------------- */

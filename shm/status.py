@@ -408,7 +408,7 @@ class StatusBlock:
 
     @property
     def facts(self) -> dict[str, Any]:
-        """What `set_facts` said; empty if nothing, or if the writer died while writing."""
+        """What `set_facts` said; empty if nothing, or nothing usable."""
         try:
             facts = json.loads(self._header.facts or "{}")
         except ValueError:
