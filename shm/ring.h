@@ -396,12 +396,12 @@ static inline int tk_read(const struct tk_ring *r, uint64_t n, void *record) {
 /* Read up to `limit` records from n on, limit <= depth, into `records` (limit x 128 bytes). Returns how many, 0 for none
  * yet, -1 or -2 for an overrun of record n as in tk_read. Works in strides that stay in the L1 cache: stamps, fence, copy. */
 static inline int64_t tk_read_batch(const struct tk_ring *r, uint64_t n, char *records, uint64_t limit) {
-    enum { STRIDE = 32 };
+    const uint64_t stride = 32;
     uint64_t have = 0;
     int there = tk_poll(r, n);
     if (there != 1) return there;
     while (have < limit) {
-        uint64_t want = limit - have < STRIDE ? limit - have : STRIDE, ready = 0;
+        uint64_t want = limit - have < stride ? limit - have : stride, ready = 0;
         while (ready < want && tk_load_relaxed(tk_slot(r, n + have + ready)) == n + have + ready) ready++;  /* R1 */
         tk_fence_acquire();                                                  /* F3: PUBLISH             */
         for (uint64_t i = 0; i < ready; i++) {                               /* R2                      */

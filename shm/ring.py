@@ -1,8 +1,8 @@
 """Rings: made, written, read, taken over, looked into.
 
 `RingWriter` and `RingReader` are the two ends that everybody uses; the algorithm and its memory ordering are in
-`shm/ring.h`, the hot methods in `shm/_ring.pyx`. This module makes segments, takes locks, claims reader lines; nothing in
-it is called once a record.
+`shm/ring.h`, the hot methods in `shm/_ring.pyx`. This module makes segments, takes locks, claims reader lines; nothing
+in it is called once a record.
 
     writer = RingWriter.create("demo", 2)             reader = RingReader.attach("demo", 2)
     writer.publish_batch(records)                     count = reader.read(out)
@@ -215,8 +215,8 @@ class RingWriter(_ring.Writer):
 class RingReader(_ring.Reader):
     """A position in a ring. Use `attach`; then `read`, `poll`, `wait`, or iterate.
 
-    The header and the slots are mapped read-only. Where the segment's mode allows it, the reader also enters itself into
-    the ring's reader table (a line of its own), so that its lag and losses are visible and it can sleep.
+    The header and the slots are mapped read-only. Where the segment's mode allows it, the reader also enters itself
+    into the ring's reader table (a line of its own), so that its lag and losses are visible and it can sleep.
     """
 
     name: str
@@ -241,9 +241,9 @@ class RingReader(_ring.Reader):
 
         Args:
             engine, ring_id: which ring.
-            start: "newest" = only what comes from now on; "oldest" = the oldest record that is safe to read (a quarter of
-                a full ring is left as the writer's head start); a sequence = that record next. A sequence that has been
-                overrun shows as a gap at the first read.
+            start: "newest" = only what comes from now on; "oldest" = the oldest record that is safe to read (a quarter
+                of a full ring is left as the writer's head start); a sequence = that record next. A sequence that has
+                been overrun shows as a gap at the first read.
             label: name for people, up to 40 bytes of UTF-8; the default is the process id.
             reliable: ask the writer to wait for this reader (see `create_ring`, block_s).
             register: enter the reader table. Without it, or where the mode forbids it, waiting is by short naps.
@@ -304,7 +304,7 @@ class RingReader(_ring.Reader):
             sequence = start
             reached = 1 <= sequence <= published + 1 or (sequence > 1 and self._is_stamped(sequence - 1))
             if not reached:
-                raise BadArgument(f"start is {start}, ring {self.name} has sequences 1 to {published}, next {published + 1}")
+                raise BadArgument(f"start is {start}, the newest record of ring {self.name} is {published}")
         else:
             raise BadArgument(f"start is {start!r}, must be 'newest', 'oldest' or a sequence")
         self._set_position(sequence)
@@ -438,7 +438,7 @@ def status_record(
     source: Source = Source.INTERNAL,
     ts_event: int | None = None,
 ) -> bytes:
-    """One status record, ready to publish. `text` is cut to 40 bytes at a character's boundary; times default to now."""
+    """One status record, ready to publish. `text` is cut to 40 bytes at a character's end; times are now by default."""
     record = np.zeros(1, dtype=RECORD)
     now = _ring.now_ns()
     record["ts_event"] = now if ts_event is None else ts_event

@@ -1,7 +1,7 @@
 """A POSIX shared-memory segment: made whole, mapped, named, removed.
 
-Every other segment of this package (ring, status, instruments, latest) stands on `Segment`. It knows names, sizes, modes
-and mappings, and nothing of what the bytes mean.
+Every other segment of this package (ring, status, instruments, latest) stands on `Segment`. It knows names, sizes,
+modes and mappings, and nothing of what the bytes mean.
 
     /tk.NAME.r0 ... /tk.NAME.r15     rings
     /tk.NAME.inst  .stat  .last  .topic
@@ -173,7 +173,7 @@ class Segment:
             raise
 
     def window(self, offset_bytes: int, size_bytes: int, *, write: bool) -> memoryview:
-        """Map a part of the segment with a protection of its own; `offset_bytes` a multiple of REGION_ALIGNMENT_BYTES."""
+        """Map a part of the segment with its own protection; `offset_bytes` a multiple of REGION_ALIGNMENT_BYTES."""
         protection = mmap.PROT_READ | (mmap.PROT_WRITE if write else 0)
         flags = mmap.MAP_SHARED | getattr(mmap, "MAP_POPULATE", 0)
         return memoryview(mmap.mmap(self.fd, size_bytes, flags=flags, prot=protection, offset=offset_bytes))
