@@ -50,7 +50,7 @@ class Event(enum.Enum):
     STOP = "stop"
 
 
-# Which event leads where. An event that has no row for a phase is late news (a ready that crossed a stop) and is ignored.
+# Which event leads where. An event without a row for a phase is late news (a ready that crossed a stop): ignored.
 TRANSITIONS: Final[dict[tuple[Phase, Event], Phase]] = {
     (Phase.WAITING, Event.SPAWNED): Phase.STARTING,
     (Phase.STARTING, Event.READY): Phase.RUNNING,
@@ -87,10 +87,10 @@ def backoff_s(failures: int, cap_s: float, random: Callable[[], float]) -> float
 
 
 class Life:
-    """One worker's life. `phase`, `failures` (in a row) and `restarts` (ever) are for reading.
+    """One worker's life; `phase`, `failures` (in a row) and `restarts` (ever) are for reading.
 
-    A heartbeat is any change of the worker's heartbeat field; how far its clock is from ours does not matter. Silence is
-    counted in the turns of the supervisor itself: after a turn that came late (a suspended laptop, an overloaded host)
+    A heartbeat is any change of the worker's heartbeat field; its value does not matter. Silence is counted in the
+    turns of the supervisor itself: after a turn that came late (a suspended laptop, an overloaded host)
     only the usual interval is added, so that nobody is killed for a pause that the supervisor itself slept through.
     """
 

@@ -1,8 +1,8 @@
 """sd_notify: tells systemd that the engine is ready, alive, stopping. Spoken by the control process; no dependency.
 
-The protocol is one datagram of `KEY=VALUE` lines to the Unix socket named by $NOTIFY_SOCKET (sd_notify(3)); a name that
-begins with "@" is in the abstract namespace. Without that variable every call does nothing. It never raises: a supervisor
-that can't be told must not stop the engine.
+The protocol is one datagram of `KEY=VALUE` lines to the Unix socket named by $NOTIFY_SOCKET (sd_notify(3)); a name
+that begins with "@" is in the abstract namespace. Without that variable every call does nothing. It never raises: a
+service manager that can't be told must not stop the engine.
 """
 
 from __future__ import annotations

@@ -231,8 +231,8 @@ class SimulateSection(Struct, frozen=True, kw_only=True):
     instruments: Annotated[int, Meta(ge=1, le=65536, description="number of simulated instruments")] = 200
     rate: Annotated[
         float, Meta(ge=0, le=1e9, description="records per second over all instruments; 0 = as fast as it goes")
-    ] = 1000.0
-    seed: Annotated[int, Meta(ge=0, le=(1 << 63) - 1, description="same seed, same ticks")] = 1
+    ] = 2000.0
+    seed: Annotated[int, Meta(ge=0, le=(1 << 32) - 1, description="same seed, same ticks")] = 1
 
 
 class ReplaySection(Struct, frozen=True, kw_only=True):

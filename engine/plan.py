@@ -1,0 +1,275 @@
+"""From configuration to processes: which workers run, with which settings, on which rings.
+
+Pure: `make_plan` is called by the supervisor at start and by tests; it starts and opens nothing. The mapping is
+
+    ring 0   control process      status records of the engine, HTTP ingest
+    ring 1   cache                bars
+    ring 2+i ingest-i             feeds, dealt out in turn
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+
+from engine.errors import ConfigError
+from engine.settings import Config, FeedSection
+from workers.spec import (
+    CacheSettings,
+    FanoutSettings,
+    FeedSpec,
+    IngestSettings,
+    Placement,
+    QualitySettings,
+    WorkerSettings,
+)
+
+CONTROL_RING: Final = 0
+BAR_RING: Final = 1
+FIRST_INGEST_RING: Final = 2
+CONTROL_LABEL: Final = "control"
+
+_SMALL_RING_SLOTS: Final = 4096
+_LOW_LATENCY_WAIT_US: Final = 20.0
+_MAX_SOCKET_PATH_CHARS: Final = 100  # sun_path has 104 to 108 bytes
+
+
+@dataclass(frozen=True)
+class RingPlan:
+    """A ring and who writes it."""
+
+    ring_id: int
+    label: str
+    role: str
+    depth_slots: int
+
+
+@dataclass(frozen=True)
+class WorkerPlan:
+    """One worker: its settings, and what it does in words."""
+
+    settings: WorkerSettings
+    does: str
+
+    @property
+    def label(self) -> str:
+        """Unique in the engine."""
+        return self.settings.label
+
+    @property
+    def role(self) -> str:
+        """Key of workers.spec.MODULES."""
+        return self.settings.role
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that will run. `workers` in order of start: consumers before producers."""
+
+    workers: tuple[WorkerPlan, ...]
+    rings: tuple[RingPlan, ...]
+    feeds: tuple[FeedSpec, ...]
+    control_endpoint: str
+    ipc_dir: str
+    http_url: str
+    endpoints: dict[str, tuple[str, ...]]  # "raw", "msgpack", "json", "replay" -> one address a shard
+
+
+def runtime_dir(env: Mapping[str, str], engine: str) -> Path:
+    """Folder for this engine's sockets: under systemd's runtime directory, the user's, or a private one in /tmp."""
+    if env.get("RUNTIME_DIRECTORY"):
+        return Path(env["RUNTIME_DIRECTORY"].split(":")[0]) / engine
+    if env.get("XDG_RUNTIME_DIR"):
+        return Path(env["XDG_RUNTIME_DIR"]) / "tickengine" / engine
+    return Path(env.get("TMPDIR", "/tmp")) / f"tickengine-{os.getuid()}" / engine
+
+
+def make_plan(config: Config, ipc_dir: Path) -> Plan:
+    """The plan that a configuration asks for.
+
+    Raises:
+        ConfigError: settings that exclude each other.
+    """
+    control_endpoint = f"ipc://{ipc_dir / 'control'}"
+    if len(str(ipc_dir)) > _MAX_SOCKET_PATH_CHARS - 20:
+        raise ConfigError(
+            f"the runtime directory {ipc_dir} is too long for the name of a Unix socket; set XDG_RUNTIME_DIR"
+        )
+    feeds = _feed_specs(config)
+    groups = _deal(feeds, config.workers.ingest)
+    hold_back = any(feed.source == "replay" and feed.options.get("speed") == "max" for feed in feeds)
+    labels = [f"ingest-{index}" for index in range(len(groups))]
+    labels += [f"fanout-{shard}" for shard in range(config.workers.fanout)] + ["cache"]
+    placements = _placements(config, labels)
+    ingest_rings = tuple(FIRST_INGEST_RING + index for index in range(len(groups)))
+    rings = (
+        RingPlan(CONTROL_RING, CONTROL_LABEL, "control", min(_SMALL_RING_SLOTS, config.rings.depth_slots)),
+        RingPlan(BAR_RING, "cache", "bars", config.rings.depth_slots),
+        *(RingPlan(ring, f"ingest-{i}", "ingest", config.rings.depth_slots) for i, ring in enumerate(ingest_rings)),
+    )
+
+    def shared(label: str) -> dict[str, Any]:
+        return {
+            "engine": config.engine.name,
+            "label": label,
+            "control_endpoint": control_endpoint,
+            "placement": placements[label],
+            "log_level": config.engine.log_level,
+        }
+
+    zmq, cache = config.zmq, config.cache
+    workers: list[WorkerPlan] = [
+        WorkerPlan(
+            CacheSettings(
+                **shared("cache"),
+                rings=(CONTROL_RING, *ingest_rings),
+                bar_ring_id=BAR_RING,
+                bar_intervals_s=cache.bar_intervals_s,
+                bar_close_delay_s=cache.bar_close_delay_s,
+                reliable=hold_back,
+            ),
+            f"latest values, bars of {_seconds(cache.bar_intervals_s)} into ring {BAR_RING}",
+        )
+    ]
+    ports = {
+        name: zmq.base_port + offset for name, offset in (("raw", 1), ("msgpack", 11), ("json", 21), ("replay", 31))
+    }
+    for shard in range(config.workers.fanout):
+        workers.append(
+            WorkerPlan(
+                FanoutSettings(
+                    **shared(f"fanout-{shard}"),
+                    rings=tuple(ring.ring_id for ring in rings),
+                    shard=shard,
+                    shards=config.workers.fanout,
+                    host=zmq.host,
+                    raw_port=ports["raw"],
+                    msgpack_port=ports["msgpack"],
+                    json_port=ports["json"],
+                    replay_port=ports["replay"],
+                    ipc_dir=str(ipc_dir) if zmq.ipc else "",
+                    send_hwm=zmq.send_hwm,
+                    reliable=hold_back,
+                ),
+                f"rings {_listed(ring.ring_id for ring in rings)} to ZeroMQ"
+                + (f", shard {shard + 1} of {config.workers.fanout}" if config.workers.fanout > 1 else ""),
+            )
+        )
+    wait_us = (
+        min(config.ingest.min_wait_us, _LOW_LATENCY_WAIT_US) if config.engine.low_latency else config.ingest.min_wait_us
+    )
+    for index, group in enumerate(groups):
+        workers.append(
+            WorkerPlan(
+                IngestSettings(
+                    **shared(f"ingest-{index}"),
+                    ring_id=ingest_rings[index],
+                    feeds=group,
+                    batch_slots=config.ingest.batch_slots,
+                    quality=QualitySettings(**msgspec.structs.asdict(config.quality)),
+                    start_delay_s=config.engine.start_delay_s,
+                    min_wait_us=wait_us,
+                ),
+                f"{_feed_words(group)} into ring {ingest_rings[index]}",
+            )
+        )
+    return Plan(
+        workers=tuple(workers),
+        rings=rings,
+        feeds=feeds,
+        control_endpoint=control_endpoint,
+        ipc_dir=str(ipc_dir),
+        http_url=http_url(config.http.host, config.http.port),
+        endpoints={
+            name: tuple(f"tcp://{zmq.host}:{port + shard}" for shard in range(config.workers.fanout))
+            for name, port in ports.items()
+        },
+    )
+
+
+def http_url(host: str, port: int) -> str:
+    """What to type into a browser on this host."""
+    shown = {"0.0.0.0": "127.0.0.1", "::": "[::1]", "::1": "[::1]"}.get(host, host)
+    return f"http://{shown}:{port}"
+
+
+def _feed_specs(config: Config) -> tuple[FeedSpec, ...]:
+    sections = [feed for feed in config.feeds if feed.enabled]
+    taken = {feed.name for feed in config.feeds}
+    if config.simulate.enabled:
+        options: dict[str, Any] = {
+            "instruments": config.simulate.instruments,
+            "rate": config.simulate.rate or "max",
+            "seed": config.simulate.seed,
+        }
+        sections.append(FeedSection(name=_unused("simulated", taken), source="simulated", options=options))
+    for file in config.replay.files:
+        path = Path(file).expanduser()
+        name = _unused(re.split(r"\.", path.name)[0][:56] or "replay", taken)
+        speed: Any = config.replay.speed if config.replay.speed == "max" else float(config.replay.speed)
+        options = {"files": [str(path.absolute())], "speed": speed, "loop": config.replay.loop}
+        sections.append(FeedSection(name=name, source="replay", options=options))
+    return tuple(
+        FeedSpec(
+            feed_id=number,
+            name=feed.name,
+            source=feed.source,
+            symbols=feed.symbols,
+            data_types=feed.data_types,
+            options=feed.options,
+        )
+        for number, feed in enumerate(sections, 1)
+    )
+
+
+def _deal(feeds: tuple[FeedSpec, ...], hands: int) -> list[tuple[FeedSpec, ...]]:
+    """Feeds in turn to at most `hands` workers; a worker without a feed is not started."""
+    count = min(hands, len(feeds))
+    return [feeds[index::count] for index in range(count)]
+
+
+def _placements(config: Config, labels: list[str]) -> dict[str, Placement]:
+    section = config.placement
+    unknown = sorted(set(section.cores) - set(labels))
+    if unknown:
+        raise ConfigError(f"[placement] cores: no worker is labelled {unknown[0]!r}; there are {', '.join(labels)}")
+    limit = len(labels) if section.max_cores == 0 else max(1, int(section.max_cores))
+    wanting = [label for label in labels if label not in section.cores][:limit] if section.policy == "auto" else []
+    placements = {}
+    for label in labels:
+        common: dict[str, Any] = {"realtime_priority": section.realtime_priority, "lock_memory": section.lock_memory}
+        if label in section.cores:
+            placements[label] = Placement(policy="core", core=section.cores[label], **common)
+        elif label in wanting:
+            placements[label] = Placement(policy="auto", rank=wanting.index(label), workers=len(wanting), **common)
+        else:
+            placements[label] = Placement(policy="none", **common)
+    return placements
+
+
+def _unused(name: str, taken: set[str]) -> str:
+    candidate, number = name, 2
+    while candidate in taken:
+        candidate, number = f"{name}-{number}", number + 1
+    taken.add(candidate)
+    return candidate
+
+
+def _feed_words(feeds: tuple[FeedSpec, ...]) -> str:
+    names = [f"{feed.source} {feed.name}" if feed.source != feed.name else feed.name for feed in feeds]
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more feeds" if len(names) > 3 else "")
+
+
+def _seconds(intervals: tuple[int, ...]) -> str:
+    return ", ".join(f"{s} s" if s % 60 else f"{s // 60} min" for s in intervals)
+
+
+def _listed(numbers: Any) -> str:
+    values = sorted(numbers)
+    return f"{values[0]}-{values[-1]}" if len(values) > 1 else str(values[0])
