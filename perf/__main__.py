@@ -36,6 +36,8 @@ BENCHMARKS: dict[str, str] = {
     "publish_batch": "perf.publish:batch",
     "read_concurrent": "perf.readers:concurrent",
     "readers_slowdown": "perf.readers:slowdown",
+    "latency_native": "perf.latency:with_native_reader",
+    "latency_python": "perf.latency:with_python_reader",
 }
 
 

@@ -93,30 +93,26 @@ def figure(value: float | None) -> str:
 def print_table(rows: Iterable[Row], title: str, console: Console | None = None) -> None:
     """The rows as a table on the terminal, and their notes below it."""
     console = console or Console()
+    if not console.is_terminal:
+        console.width = 120
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("benchmark", no_wrap=True)
-    table.add_column("value", justify="right", no_wrap=True)
-    table.add_column("unit")
-    table.add_column("target", justify="right", no_wrap=True)
-    table.add_column("")
-    table.add_column("peer")
-    table.add_column("its value", justify="right", no_wrap=True)
+    table.add_column("figure", justify="right", no_wrap=True)
+    table.add_column("target", no_wrap=True)
     table.add_column("ratio", justify="right", no_wrap=True)
+    table.add_column("to peer")
     rows = list(rows)
     for row in rows:
-        target = "-"
+        target = ""
         if row.target is not None:
-            target = f"{'>=' if row.target.better == 'higher' else '<='} {figure(row.target.value)}"
-        verdict = "FAILED" if row.failed else {True: "met", False: "missed", None: ""}[row.met]
+            sign = ">=" if row.target.better == "higher" else "<="
+            target = f"{'met' if row.met else 'missed'}, {sign} {figure(row.target.value)}"
         table.add_row(
             row.name,
-            figure(row.value),
-            row.unit,
-            target,
-            verdict,
-            row.peer or "-",
-            figure(row.peer_value),
+            "-" if row.value is None else f"{figure(row.value)} {row.unit}",
+            "FAILED" if row.failed else target,
             figure(row.ratio),
+            row.peer if row.peer_value is None else f"{row.peer}: {figure(row.peer_value)}",
         )
     console.print(title, markup=False, highlight=False)
     console.print(table)
