@@ -56,7 +56,7 @@ class Header(NamedTuple):
 
     version: int
     ring: int
-    count: int
+    record_count: int
     topic_sequence: int
 
 
@@ -72,16 +72,16 @@ def unpack_header(frame: bytes | memoryview) -> Header:
     header = Header._make(HEADER.unpack_from(frame))
     if header.version != WIRE_VERSION:
         raise WireError(f"raw frame has version {header.version}, this build reads version {WIRE_VERSION}")
-    size_bytes = HEADER_SIZE_BYTES + header.count * RECORD_SIZE_BYTES
+    size_bytes = HEADER_SIZE_BYTES + header.record_count * RECORD_SIZE_BYTES
     if len(frame) != size_bytes:
-        raise WireError(f"raw frame has {len(frame)} bytes, {header.count} records need {size_bytes}")
+        raise WireError(f"raw frame has {len(frame)} bytes, {header.record_count} records need {size_bytes}")
     return header
 
 
 def unpack_frame(frame: bytes | memoryview) -> tuple[Header, np.ndarray]:
     """Header and records of a raw frame: shape (count,), dtype RECORD, a view of the frame that copies nothing."""
     header = unpack_header(frame)
-    return header, np.frombuffer(frame, RECORD, count=header.count, offset=HEADER_SIZE_BYTES)
+    return header, np.frombuffer(frame, RECORD, count=header.record_count, offset=HEADER_SIZE_BYTES)
 
 
 def symbol_topic(record_type: int, symbol: str) -> str:

@@ -1,0 +1,514 @@
+"""Routing: a batch of records from one ring becomes ready-to-send raw frames, one topic each, numbered without a hole.
+
+Called by workers/fanout.py, once a turn:
+
+    scan(records, count)    which topics are in it; how many of them nobody has decided about (`unresolved`)
+    route(ring, cursor)     frames laid out, topic numbers and cursor committed to the topic table (workers/topics.py)
+    frames(), encode_list() what to send now: nothing before `route` has returned
+
+A turn in pictures, for topics A B C of which B is wanted by nobody and the batch topic by somebody:
+
+    records   A1 B1 A2 C1 B2 A3
+    out       |hdr A1 A2 A3|hdr C1|    batch: |hdr A1 B1 A2 C1 B2 A3|
+
+Every record of the shard advances its topic's number, wanted or not. Within a topic, records keep their order. It never
+sends, never waits, never allocates memory per record (the list of frames is Python's). Hot: two passes over the record
+heads' cache lines, and one 128-byte copy for each record that is wanted.
+"""
+
+from cpython.buffer cimport PyBUF_SIMPLE, PyBUF_WRITABLE, Py_buffer, PyBuffer_Release, PyObject_GetBuffer
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t, uintptr_t
+from libc.string cimport memcpy
+
+import numpy as np
+
+from shm.errors import BadArgument
+from shm.layout import StatusCode
+from workers import topics as _topics
+from workers import wire as _wire
+
+
+cdef extern from "shm/ring.h" nogil:
+    ctypedef struct tk_word:
+        pass
+    uint64_t tk_load_acquire(const tk_word *)
+    uint64_t tk_load_relaxed(const tk_word *)
+    void tk_store_relaxed(tk_word *, uint64_t)
+    void tk_store_release(tk_word *, uint64_t)
+    void tk_fence_release()
+
+
+cdef extern from *:
+    """
+    #ifdef TK_TEST_STOPS
+    #include <signal.h>
+    static int tk_route_stop = 0;
+    static void tk_route_stop_at(int step) { tk_route_stop = step; }
+    #define TK_ROUTE_STOP(step) do { if (tk_route_stop == (step)) raise(SIGSTOP); } while (0)
+    #define TK_ROUTE_HAS_STOPS 1
+    #else
+    static void tk_route_stop_at(int step) { (void)step; }
+    #define TK_ROUTE_STOP(step) do { } while (0)
+    #define TK_ROUTE_HAS_STOPS 0
+    #endif
+    """
+    void tk_route_stop_at(int) nogil
+    void TK_ROUTE_STOP(int) nogil
+    int TK_ROUTE_HAS_STOPS
+
+
+# Bits of `Router.wanted`.
+RAW = 1
+MSGPACK = 2
+JSON = 4
+RESOLVED = 128
+
+HAS_STOPS = bool(TK_ROUTE_HAS_STOPS)
+
+cdef enum:
+    NO_INSTRUMENT = 0xFFFFFFFF
+    INSTRUMENTS = 65536
+    SYMBOL_TOPICS = 6 * 65536
+    BATCH = SYMBOL_TOPICS
+    STATUS = SYMBOL_TOPICS + 1
+    ERROR = SYMBOL_TOPICS + 2
+    ALERT = SYMBOL_TOPICS + 3
+    TOPICS = SYMBOL_TOPICS + 4
+    NOWHERE = 0xFFFFFFFF
+    W_RAW = 1
+    W_ENCODED = 6
+    W_RESOLVED = 128
+    HEADER_BYTES = 16
+    RECORD_BYTES = 128
+    WIRE_VERSION = 1
+
+assert TOPICS == _topics.TOPICS and SYMBOL_TOPICS == _topics.SYMBOL_TOPICS
+assert WIRE_VERSION == _wire.WIRE_VERSION and HEADER_BYTES == _wire.HEADER_SIZE_BYTES
+
+cdef uint32_t SHARD_TOPIC_WORD = _topics.SHARD_TOPIC_WORD
+cdef uint32_t LOGGED_WORD = _topics.LOGGED_WORD
+cdef uint32_t LOG_WORD = _topics.LOG_WORD
+
+
+def set_stop(int step):
+    """Stop this process (SIGSTOP) at step 1..4 of the commit; 0 = never. Only in builds made for the kill tests."""
+    if not TK_ROUTE_HAS_STOPS:
+        raise BadArgument("this build has no stops: build with TICKENGINE_STOPS=1")
+    tk_route_stop_at(step)
+
+
+# The fields of a record that routing looks at (shm/layout.py, offsets pinned by tests/unit/test_route.py).
+cdef packed struct Head:
+    uint64_t sequence
+    int64_t ts_event
+    int64_t ts_receive
+    int64_t ts_publish
+    uint32_t instrument_id
+    uint8_t record_type
+    uint8_t source
+    uint16_t flags
+    char rest[24]
+    uint32_t code
+
+
+# One topic of the turn.
+cdef struct Bucket:
+    uint32_t topic
+    uint32_t count    # records of this turn
+    uint32_t room     # records that still fit into the frame being filled
+    uint8_t wanted
+    char *to          # where the next record goes; NULL: nobody wants it raw
+    uint64_t number   # number of the next record
+
+
+cdef void put_header(char *to, uint16_t ring, uint32_t count, uint64_t number) noexcept nogil:
+    cdef uint16_t version = WIRE_VERSION
+    memcpy(to, &version, 2)
+    memcpy(to + 2, &ring, 2)
+    memcpy(to + 4, &count, 4)
+    memcpy(to + 8, &number, 8)
+
+
+cdef class Router:
+    """Routes one shard's records. Not for several threads.
+
+    Attributes:
+        wanted: shape (TOPICS,), uint8: RESOLVED plus RAW, MSGPACK, JSON of who wants the topic; 0 = not yet decided.
+        unroutable: records so far whose type or instrument no topic has.
+    """
+
+    cdef tk_word *words
+    cdef Py_buffer words_view
+    cdef Py_buffer records_view
+    cdef bint records_bound, words_bound
+    cdef object records           # the array of the last scan, whose buffer stays bound
+    cdef Py_ssize_t count
+    cdef uint64_t topics_word, block_word
+    cdef uint32_t shard, shards, turn_records, frame_records
+    cdef uint32_t bucket_count, frame_count, encode_count, unresolved_count, batch_count
+    cdef uint8_t *wanted_
+    cdef uint32_t *bucket_of      # [TOPICS] 1 + index into buckets; 0 = not in this turn
+    cdef uint32_t *bucket_of_record
+    cdef Bucket *buckets
+    cdef char *out
+    cdef char *frame_to
+    cdef uint64_t *frame_at
+    cdef uint32_t *frame_topic
+    cdef uint64_t *frame_bytes
+    cdef uint32_t *encode_index
+    cdef uint32_t *encode_topic
+    cdef uint64_t *encode_number
+    cdef uint32_t topic_of_code[256]
+    cdef object arrays            # owns every buffer above
+    cdef object out_view
+    cdef bint scanned
+    cdef readonly object wanted
+    cdef readonly uint64_t unroutable
+    cdef readonly uint64_t routed
+
+    def __cinit__(self):
+        self.words_bound = False
+        self.records_bound = False
+
+    def __init__(self, table, int shard, *, uint32_t frame_records=256):
+        """Route for one shard of `table` (workers.topics.TopicTable, attached for writing and claimed).
+
+        Args:
+            shard: takes the instruments whose id modulo `table.shards` is this; records of no instrument go to shard 0.
+            frame_records: most records a raw frame has; what a subscriber may lose or wait for as a piece.
+
+        A redo log that a killed process left behind is applied here.
+        """
+        cdef uint64_t turn = table.turn_records
+        cdef uint64_t room
+        if frame_records < 1:
+            raise BadArgument("frame_records is 0, must be at least 1")
+        self.block_word = table.block_word(shard)
+        self.topics_word = table.topics_word
+        self.shard, self.shards = shard, table.shards
+        self.turn_records, self.frame_records = turn, frame_records
+        PyObject_GetBuffer(table.words, &self.words_view, PyBUF_SIMPLE | PyBUF_WRITABLE)
+        self.words_bound = True
+        self.words = <tk_word *>self.words_view.buf
+        # Twice the turn: its records grouped by topic, and once more in ring order; a header each at the worst.
+        room = 2 * turn * (RECORD_BYTES + HEADER_BYTES) + 64
+        self.wanted = np.zeros(TOPICS, np.uint8)
+        out = np.zeros(room, np.uint8)
+        self.arrays = arrays = {
+            "bucket_of": np.zeros(TOPICS, np.uint32),
+            "bucket_of_record": np.zeros(turn, np.uint32),
+            "buckets": np.zeros(turn * sizeof(Bucket), np.uint8),
+            "frame_at": np.zeros(2 * turn, np.uint64),
+            "frame_topic": np.zeros(2 * turn, np.uint32),
+            "frame_bytes": np.zeros(2 * turn, np.uint64),
+            "encode_index": np.zeros(turn, np.uint32),
+            "encode_topic": np.zeros(turn, np.uint32),
+            "encode_number": np.zeros(turn, np.uint64),
+            "out": out,
+        }
+        self.wanted_ = <uint8_t *><uintptr_t>self.wanted.ctypes.data
+        self.bucket_of = <uint32_t *><uintptr_t>arrays["bucket_of"].ctypes.data
+        self.bucket_of_record = <uint32_t *><uintptr_t>arrays["bucket_of_record"].ctypes.data
+        self.buckets = <Bucket *><uintptr_t>arrays["buckets"].ctypes.data
+        self.frame_at = <uint64_t *><uintptr_t>arrays["frame_at"].ctypes.data
+        self.frame_topic = <uint32_t *><uintptr_t>arrays["frame_topic"].ctypes.data
+        self.frame_bytes = <uint64_t *><uintptr_t>arrays["frame_bytes"].ctypes.data
+        self.encode_index = <uint32_t *><uintptr_t>arrays["encode_index"].ctypes.data
+        self.encode_topic = <uint32_t *><uintptr_t>arrays["encode_topic"].ctypes.data
+        self.encode_number = <uint64_t *><uintptr_t>arrays["encode_number"].ctypes.data
+        self.out = <char *><uintptr_t>out.ctypes.data
+        self.out_view = memoryview(out)
+        for code in range(256):
+            self.topic_of_code[code] = STATUS
+        self.topic_of_code[0] = ERROR
+        self.topic_of_code[int(StatusCode.LATENCY_ALERT)] = ALERT
+        if "REJECTED" in StatusCode.__members__:
+            self.topic_of_code[int(StatusCode["REJECTED"])] = ERROR
+        self.redo()
+
+    def __dealloc__(self):
+        if self.words_bound:
+            PyBuffer_Release(&self.words_view)
+        if self.records_bound:
+            PyBuffer_Release(&self.records_view)
+
+    def close(self):
+        """Let go of the table's memory. The router is of no use afterwards."""
+        if self.words_bound:
+            PyBuffer_Release(&self.words_view)
+            self.words_bound = False
+        self.words = NULL
+
+    cdef uint64_t number_word(self, uint32_t topic) noexcept nogil:
+        if topic < SYMBOL_TOPICS:
+            return self.topics_word + topic
+        return self.block_word + SHARD_TOPIC_WORD + (topic - SYMBOL_TOPICS)
+
+    cdef void redo(self) noexcept:
+        """Apply the log that a killed process declared valid; applying it twice changes nothing."""
+        cdef tk_word *block = self.words + self.block_word
+        cdef uint64_t logged = tk_load_acquire(block + LOGGED_WORD)
+        if logged <= self.turn_records + <uint64_t>_topics.LOG_SPARE:
+            self.apply(logged)
+        tk_store_release(block + LOGGED_WORD, 0)
+
+    cdef void apply(self, uint64_t logged) noexcept nogil:
+        cdef tk_word *log = self.words + self.block_word + LOG_WORD
+        cdef uint64_t i, word, last = <uint64_t>self.words_view.len // 8
+        for i in range(logged):
+            word = tk_load_relaxed(log + 2 * i)
+            if word < last:
+                tk_store_relaxed(self.words + word, tk_load_relaxed(log + 2 * i + 1))
+
+    def scan(self, records, Py_ssize_t count):
+        """Look at `records[:count]`; returns how many of their topics are unresolved (see `unresolved`).
+
+        Args:
+            records: contiguous RECORD array; must stay as it is until the turn is sent. The same array again is fastest.
+            count: 1 to the table's turn_records.
+        """
+        if records is not self.records:
+            if self.records_bound:
+                PyBuffer_Release(&self.records_view)
+                self.records_bound = False
+                self.records = None
+            if getattr(records, "itemsize", 0) != RECORD_BYTES:
+                raise BadArgument("records must be a RECORD array (128 bytes each)")
+            PyObject_GetBuffer(records, &self.records_view, PyBUF_SIMPLE)
+            self.records_bound = True
+            self.records = records
+        if not 0 <= count <= <Py_ssize_t>self.turn_records or count * RECORD_BYTES > self.records_view.len:
+            raise BadArgument(
+                f"count is {count}, the array has {self.records_view.len // RECORD_BYTES} records, "
+                f"a turn takes up to {self.turn_records}"
+            )
+        if self.words == NULL:
+            raise BadArgument("the router is closed")
+        self.count = count
+        if count > 64:
+            with nogil:
+                self.count_topics()
+        else:
+            self.count_topics()
+        self.scanned = True
+        return self.unresolved_count
+
+    cdef void count_topics(self) noexcept nogil:
+        cdef const char *at = <const char *>self.records_view.buf
+        cdef const Head *head
+        cdef Bucket *bucket
+        cdef uint32_t i, topic, slot, instrument, kind, unresolved = 0, buckets = 0, mine = 0
+        cdef uint32_t shards = self.shards, count = <uint32_t>self.count
+        cdef uint64_t unroutable = 0
+        for i in range(self.bucket_count):  # of a turn that was scanned and never routed
+            self.bucket_of[self.buckets[i].topic] = 0
+        for i in range(count):
+            head = <const Head *>at
+            at += RECORD_BYTES
+            self.bucket_of_record[i] = NOWHERE
+            instrument = head.instrument_id
+            kind = head.record_type
+            if shards > 1:
+                if instrument == NO_INSTRUMENT:
+                    if self.shard != 0:
+                        continue
+                elif instrument % shards != self.shard:
+                    continue
+            mine += 1
+            self.bucket_of_record[i] = NOWHERE - 1
+            if kind - 1 < 6 and instrument < INSTRUMENTS:
+                topic = (kind - 1) * INSTRUMENTS + instrument
+            elif kind == 7:
+                topic = self.topic_of_code[head.code if head.code < 256 else 255]
+            else:
+                unroutable += 1
+                continue
+            slot = self.bucket_of[topic]
+            if slot == 0:
+                bucket = &self.buckets[buckets]
+                buckets += 1
+                slot = buckets
+                self.bucket_of[topic] = slot
+                bucket.topic = topic
+                bucket.count = 1
+                unresolved += self.wanted_[topic] == 0
+            else:
+                self.buckets[slot - 1].count += 1
+            self.bucket_of_record[i] = slot - 1
+        self.bucket_count = buckets
+        self.unresolved_count = unresolved
+        self.unroutable += unroutable
+        self.batch_count = mine
+
+    def unresolved(self):
+        """The topics of the scanned records that `wanted` says nothing about, as a list of topic indices."""
+        cdef uint32_t i
+        return [
+            self.buckets[i].topic for i in range(self.bucket_count) if self.wanted_[self.buckets[i].topic] == 0
+        ]
+
+    def route(self, uint16_t ring, uint64_t cursor, bint announce=False):
+        """Lay out the scanned records as frames and commit them; returns the number of raw frames.
+
+        Args:
+            ring: the ring they came from.
+            cursor: sequence that is read next from it, which a restarted process will go on with; 0 = leave it alone.
+            announce: the records are fan-out's own, not the ring's: they stay out of the batch topic.
+
+        Topics still unresolved are treated as wanted by nobody.
+        """
+        if not self.scanned:
+            raise BadArgument("route without scan")
+        if ring >= 16:
+            raise BadArgument(f"ring is {ring}, must be 0 to 15")
+        self.scanned = False
+        if announce:
+            self.batch_count = 0
+        if self.count > 64:
+            with nogil:
+                self.lay_out(ring)
+                self.commit(ring, cursor)
+        else:
+            self.lay_out(ring)
+            self.commit(ring, cursor)
+        self.routed += self.batch_count
+        return self.frame_count
+
+    cdef void add_frames(self, uint32_t topic, uint16_t ring, uint32_t count, uint64_t number) noexcept nogil:
+        """Reserve and head the frames for `count` records of a topic, from `frame_to` on."""
+        cdef uint32_t some, i = self.frame_count
+        cdef char *to = self.frame_to
+        while count:
+            some = count if count < self.frame_records else self.frame_records
+            put_header(to, ring, some, number)
+            self.frame_topic[i] = topic
+            self.frame_at[i] = to - self.out
+            self.frame_bytes[i] = HEADER_BYTES + some * RECORD_BYTES
+            to += self.frame_bytes[i]
+            i += 1
+            number += some
+            count -= some
+        self.frame_count = i
+        self.frame_to = to
+
+    cdef void lay_out(self, uint16_t ring) noexcept nogil:
+        cdef const char *records = <const char *>self.records_view.buf
+        cdef Bucket *bucket
+        cdef uint32_t i, slot, some, count = <uint32_t>self.count, encode = 0
+        cdef uint64_t done
+        cdef char *to
+        cdef bint copies = False, batch
+        self.frame_count = 0
+        self.frame_to = self.out
+        for i in range(self.bucket_count):
+            bucket = &self.buckets[i]
+            bucket.wanted = self.wanted_[bucket.topic]
+            bucket.number = tk_load_relaxed(self.words + self.number_word(bucket.topic)) + 1
+            bucket.to = NULL
+            copies |= bucket.wanted & (W_RAW | W_ENCODED)
+            if bucket.wanted & W_RAW:
+                bucket.to = self.frame_to + HEADER_BYTES
+                bucket.room = self.frame_records
+                self.add_frames(bucket.topic, ring, bucket.count, bucket.number)
+        if copies:
+            for i in range(count):
+                slot = self.bucket_of_record[i]
+                if slot >= NOWHERE - 1:
+                    continue
+                bucket = &self.buckets[slot]
+                if bucket.to != NULL:
+                    if bucket.room == 0:  # the next frame of this topic starts right behind
+                        bucket.to += HEADER_BYTES
+                        bucket.room = self.frame_records
+                    memcpy(bucket.to, records + <uint64_t>i * RECORD_BYTES, RECORD_BYTES)
+                    bucket.to += RECORD_BYTES
+                    bucket.room -= 1
+                if bucket.wanted & W_ENCODED:
+                    self.encode_index[encode] = i
+                    self.encode_topic[encode] = bucket.topic
+                    self.encode_number[encode] = bucket.number
+                    bucket.number += 1
+                    encode += 1
+        self.encode_count = encode
+        if self.batch_count and self.wanted_[BATCH] & W_RAW:
+            to = self.frame_to + HEADER_BYTES
+            self.add_frames(BATCH, ring, self.batch_count,
+                            tk_load_relaxed(self.words + self.number_word(BATCH)) + 1)
+            if self.batch_count == count:
+                done = 0
+                while done < count:
+                    some = self.frame_records if count - done > self.frame_records else <uint32_t>(count - done)
+                    memcpy(to, records + done * RECORD_BYTES, <uint64_t>some * RECORD_BYTES)
+                    to += <uint64_t>some * RECORD_BYTES + HEADER_BYTES
+                    done += some
+            else:
+                some = self.frame_records
+                for i in range(count):
+                    if self.bucket_of_record[i] == NOWHERE:
+                        continue
+                    if some == 0:
+                        to += HEADER_BYTES
+                        some = self.frame_records
+                    memcpy(to, records + <uint64_t>i * RECORD_BYTES, RECORD_BYTES)
+                    to += RECORD_BYTES
+                    some -= 1
+
+    cdef void commit(self, uint16_t ring, uint64_t cursor) noexcept nogil:
+        """The new cursor and numbers, all or none of them, whenever this process is killed (workers/topics.py)."""
+        cdef tk_word *block = self.words + self.block_word
+        cdef tk_word *log = block + LOG_WORD
+        cdef uint64_t logged = 0, word
+        cdef uint32_t i
+        if cursor:
+            tk_store_relaxed(log, self.block_word + ring)
+            tk_store_relaxed(log + 1, cursor)
+            logged = 1
+        if self.batch_count:
+            word = self.number_word(BATCH)
+            tk_store_relaxed(log + 2 * logged, word)
+            tk_store_relaxed(log + 2 * logged + 1, tk_load_relaxed(self.words + word) + self.batch_count)
+            logged += 1
+        for i in range(self.bucket_count):
+            word = self.number_word(self.buckets[i].topic)
+            tk_store_relaxed(log + 2 * logged, word)
+            tk_store_relaxed(log + 2 * logged + 1, tk_load_relaxed(self.words + word) + self.buckets[i].count)
+            logged += 1
+            self.bucket_of[self.buckets[i].topic] = 0
+        self.bucket_count = 0
+        TK_ROUTE_STOP(1)
+        tk_store_release(block + LOGGED_WORD, logged)  # valid from here on: pair REDO, with `redo` of the next process
+        tk_fence_release()                             # and no value is applied before it is
+        TK_ROUTE_STOP(2)
+        self.apply(logged // 2)
+        TK_ROUTE_STOP(3)
+        self.apply(logged)
+        TK_ROUTE_STOP(4)
+        tk_store_release(block + LOGGED_WORD, 0)
+
+    def frames(self):
+        """What to send raw: a list of (topic index, memoryview of the frame). The views die with the next `scan`."""
+        cdef uint32_t i
+        cdef uint64_t at
+        view = self.out_view
+        cdef list found = []
+        for i in range(self.frame_count):
+            at = self.frame_at[i]
+            found.append((self.frame_topic[i], view[at : at + self.frame_bytes[i]]))
+        return found
+
+    def encode_list(self):
+        """What to send as msgpack or JSON: a list of (index of the record in the turn, topic index, topic number)."""
+        cdef uint32_t i
+        return [
+            (self.encode_index[i], self.encode_topic[i], self.encode_number[i]) for i in range(self.encode_count)
+        ]
+
+    @property
+    def batch_records(self):
+        """Records of the last turn that belong to this shard."""
+        return self.batch_count
+
+    @property
+    def publish_ns(self):
+        """ts_publish of the first record of the last scan, ns; what latencies are measured from."""
+        return (<const Head *>self.records_view.buf).ts_publish if self.count else 0
