@@ -18,6 +18,9 @@ from perf.errors import PeerMissing, require
 from perf.process import Child, Pipe, quiet_collector
 
 
+BUFFER_PAYLOADS = 8192  # 80 ms at one each 10 us: a receiver that loses its core for a while loses nothing
+
+
 class _Payload(ctypes.Structure):
     _fields_ = (("sequence", ctypes.c_uint64), ("sent_ns", ctypes.c_int64), ("rest", ctypes.c_uint64 * 14))
 
@@ -55,7 +58,7 @@ def one_way_ns(count: int, pace_ns: int) -> np.ndarray:
     The sender is pinned by the caller, the receiver to the second CPU. One payload each `pace_ns`.
     """
     name = f"perf/{secrets.token_hex(4)}"
-    _node, service = _service(name, 64)
+    _node, service = _service(name, BUFFER_PAYLOADS)
     publisher = service.publisher_builder().create()
     payload = _Payload()
     with Child(_receive, name, count, index=1) as receiver:
@@ -75,8 +78,8 @@ def one_way_ns(count: int, pace_ns: int) -> np.ndarray:
 
 
 def _receive(pipe: Pipe, name: str, count: int) -> None:
-    _node, service = _service(name, 64)
-    receive = service.subscriber_builder().buffer_size(64).create().receive
+    _node, service = _service(name, BUFFER_PAYLOADS)
+    receive = service.subscriber_builder().buffer_size(BUFFER_PAYLOADS).create().receive
     taken = np.zeros(count, dtype=np.int64)
     pipe.say("ready")
     with quiet_collector():
