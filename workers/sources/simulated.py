@@ -5,10 +5,10 @@ here are the settings and the schedule. Same seed, same epoch and same polled ti
 byte. With a rate, not even the times of the polls matter: record k and its ts_event follow from the seed and the time
 of the first poll, only ts_receive is the time of the poll that fetched it.
 
-Schedule: time is cut into windows of one second. Window m gets floor(rate * (m + 1)) - floor(rate * m) records, so that
-after m windows exactly floor(rate * m) have been delivered, and within a window 64 slices share them, calm ones and
-bursts. With session "us-equities", windows outside 04:00-20:00 New York time do not count, and pre-market and
-after-hours records are flagged OUT_OF_SESSION. With rate "max" there is no schedule: each poll fills the caller's array.
+Schedule: time is cut into windows of one second. Window m gets floor(rate * (m + 1)) - floor(rate * m) records, so
+that after m windows exactly floor(rate * m) have been delivered, and within a window 64 slices share them, calm ones
+and bursts. With session "us-equities", windows outside 04:00-20:00 New York time do not count, and pre-market and
+after-hours records are flagged OUT_OF_SESSION. With rate "max" there is no schedule: each poll fills the array.
 """
 
 from __future__ import annotations
