@@ -9,8 +9,9 @@
         send_copy(payload with the clock)  -------- iceoryx2 ------> receive; clock - sent
 
 The clock is CLOCK_REALTIME on both sides, and nothing is subtracted: a figure contains the rest of `publish` after the
-time stamp, the hand-over of the record's two cache lines, and one call of the clock. The note tells what the clock costs,
-and the machine's limit, taken in the same run: one cache line handed from CPU 0 to CPU 1 (perf/machine_limits.c).
+time stamp, the hand-over of the record's two cache lines, and one call of the clock. The note tells what the clock
+costs, and the machine's limit, taken in the same run: one cache line handed from CPU 0 to CPU 1
+(perf/machine_limits.c).
 
 Verified: every record arrives, in order, with the contents that were sent; otherwise the benchmark fails. The histogram
 of all counted rounds goes to perf/out/latency_native.svg and latency_python.svg.
@@ -79,10 +80,11 @@ def _one_way(plan: Plan, name: str, ours: OneWay, target: Target) -> Row:
     write_histogram(plot, f"{name}: one record each {PACE_NS / 1000:.0f} µs, spinning reader", counted)
     p99, p999, worst = np.percentile(counted["tickengine"], [99, 99.9, 100])
     early = int((counted["tickengine"] < 0).sum())
+    clocks = f"; {early} read before they were sent: the clocks of the cores differ" if early else ""
     note = (
         f"p99 {p99:.0f}, p99.9 {p999:.0f}, worst {worst:,.0f} ns of {len(counted['tickengine']):,}; "
         f"runs {mine.spread('{:.0f}')}; a cache line takes {limit.median:.0f} ns, the clock {_limits_ns()[1]:.0f} ns; "
-        f"histogram perf/out/{plot.name}{f'; {early} before they were sent: the clocks of the cores differ' if early else ''}"
+        f"histogram perf/out/{plot.name}{clocks}"
     )
     return compare(name, "ns", mine, "iceoryx2 Python", theirs, target=target, note=note)
 
@@ -123,11 +125,14 @@ def _to_native(count: int) -> np.ndarray:
 
 
 def _to_python(count: int) -> np.ndarray:
-    with scratch_engine() as engine, RingWriter.create(engine, 2) as writer:
-        with Child(_spin, engine, count, index=1) as reader:
-            require(reader.hear() == "ready", "the reader did not start")
-            _write_paced(writer, count)
-            taken: np.ndarray = reader.hear()
+    with (
+        scratch_engine() as engine,
+        RingWriter.create(engine, 2) as writer,
+        Child(_spin, engine, count, index=1) as reader,
+    ):
+        require(reader.hear() == "ready", "the reader did not start")
+        _write_paced(writer, count)
+        taken: np.ndarray = reader.hear()
     return taken
 
 

@@ -1,4 +1,4 @@
-"""C programs of the benchmarks, compiled when they are needed with the system's compiler against the headers of this tree."""
+"""C programs of the benchmarks, compiled when needed, by the system's compiler, against the headers of this tree."""
 
 from __future__ import annotations
 

@@ -17,7 +17,6 @@ import numpy as np
 from perf.errors import PeerMissing, require
 from perf.process import Child, Pipe, quiet_collector
 
-
 BUFFER_PAYLOADS = 8192  # 80 ms at one each 10 us: a receiver that loses its core for a while loses nothing
 
 
