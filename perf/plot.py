@@ -17,8 +17,8 @@ def write_histogram(path: Path, title: str, subjects: dict[str, np.ndarray]) -> 
     """Draw the distributions of `subjects` (name -> ns, any shape) into `path`; each is scaled to its own peak."""
     edges = np.geomspace(_FROM_NS, _TO_NS, 161)
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {_HEIGHT}"'
-        ' font-family="sans-serif" font-size="12">',
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {_HEIGHT}" font-size="12">',
+        "<style>text { font-family: sans-serif }</style>",
         f'<rect width="{_WIDTH}" height="{_HEIGHT}" fill="white"/>',
         f'<text x="{_LEFT}" y="20" font-size="15">{escape(title)}</text>',
     ]
