@@ -32,7 +32,7 @@ class CommandChannel:
         self._socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
         self._socket.setsockopt(zmq.ROUTER_HANDOVER, 1)  # a restarted worker takes its predecessor's name
         self._socket.bind(endpoint)
-        self._fd: int = self._socket.getsockopt(zmq.FD)
+        self._fd = int(self._socket.getsockopt(zmq.FD))
 
     def start(self) -> None:
         """Take part in the running event loop: no thread, no polling."""
@@ -40,7 +40,7 @@ class CommandChannel:
         self._receive()
 
     async def ask(self, label: str, command: Command, timeout_s: float = 2.0) -> AnyReply:
-        """Send a command, wait for its reply. A worker that is not there or silent gives Refused, never an exception."""
+        """Send a command, wait for its reply. A worker that is absent or silent gives Refused, never an exception."""
         if len(self._waiting) >= MAX_WAITING:
             return Refused(error=f"{MAX_WAITING} commands wait for an answer already")
         number = next(self._numbers)

@@ -98,7 +98,7 @@ class Child(asyncio.SubprocessProtocol):
         self.ended.set()
         self._on_exit(self)
 
-    def connection_lost(self, exc: Exception | None) -> None:
+    def connection_lost(self, _: Exception | None) -> None:
         """Ended, and every pipe is closed."""
         self._lines.flush()
 

@@ -1,9 +1,9 @@
 """The last resort against orphans: a tiny shell that ends what is left of the workers after the control process died.
 
 A worker whose control process is gone sees the end of its standard input and stops by itself. One that hangs at that
-moment would not, and nobody would be left to kill it. So the control process keeps a `sh` (about 1 MB, asleep in a read)
-and tells it the workers' process ids on a pipe; when the pipe ends, however the control process ended, the shell waits
-GRACE_S and kills those that still run. Process ids are checked against the command line first, since they are reused.
+moment would not, and nobody would be left to kill it. So the control process keeps a `sh` (about 1 MB, asleep in a
+read) and tells it the workers' process ids on a pipe; when the pipe ends, however the control process ended, the shell
+waits GRACE_S and kills those that still run, after a look at their command line, since process ids are reused.
 
 After an orderly stop there is nothing left to kill, and `close` ends the shell at once.
 """
@@ -23,7 +23,11 @@ while read -r line; do
 done
 sleep {GRACE_S}
 for pid in $pids; do
-    if [ -r "/proc/$pid/cmdline" ]; then command=$(tr '\\0' ' ' <"/proc/$pid/cmdline"); else command=$(ps -o command= -p "$pid"); fi
+    if [ -r "/proc/$pid/cmdline" ]; then
+        command=$(tr '\\0' ' ' <"/proc/$pid/cmdline")
+    else
+        command=$(ps -o command= -p "$pid")
+    fi
     case "$command" in *" -m workers."*) kill -9 "$pid" ;; esac
 done 2>/dev/null
 """

@@ -1,0 +1,156 @@
+"""One look at everything the engine says about itself, and the short history from which rates follow.
+
+`take_sample` reads the status block and the rings' headers; `History` keeps the samples of the last WINDOW_S seconds, one
+a second. Health, metrics, the page and the exposition are all made from these and never look at shared memory
+themselves. Called by the control process about once a second and on requests; no hot path is touched or slowed by it.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Final
+
+from shm.errors import ShmError
+from shm.histogram import HistogramView
+from shm.ring import ReaderInfo, RingInfo, list_readers, ring_info
+from shm.status import ProcessView, RingEntry, StatusBlock
+
+WINDOW_S: Final = 10.0
+INTERVAL_S: Final = 1.0
+
+# Histograms of the hops of a tick, by the name that the workers give them.
+HOPS: Final = ("feed_latency", "ring_latency", "send_latency")
+
+
+@dataclass(frozen=True)
+class FeedCounts:
+    """Counters of one feed, from the status block of the worker that hosts it."""
+
+    label: str
+    records: int
+    errors: int
+    gaps: int
+    last_update_ns: int
+    ended: bool
+    down: bool
+
+
+@dataclass(frozen=True)
+class Sample:
+    """The state at one moment. `monotonic_s` orders samples, `now_ns` compares with times in the status block."""
+
+    now_ns: int
+    monotonic_s: float
+    processes: tuple[ProcessView, ...]
+    rings: dict[int, RingInfo]
+    entries: dict[int, RingEntry]
+    readers: dict[int, tuple[ReaderInfo, ...]]
+    feeds: dict[int, FeedCounts]
+    symbols: int
+
+    def process(self, label: str) -> ProcessView | None:
+        """One process by its label."""
+        return next((process for process in self.processes if process.label == label), None)
+
+    def total(self, counter: str, role: str | None = None) -> int:
+        """Sum of a counter over all processes (of a role)."""
+        return sum(p.counters.get(counter, 0) for p in self.processes if role is None or p.role == role)
+
+    def histogram(self, name: str, role: str | None = None) -> HistogramView:
+        """A histogram over all processes (of a role) that have it."""
+        joined = HistogramView.empty()
+        for process in self.processes:
+            if name in process.histograms and (role is None or process.role == role):
+                joined = joined + process.histograms[name]
+        return joined
+
+    @property
+    def published(self) -> int:
+        """Records published by ingest and HTTP: every ring but the bars', which are made from the others."""
+        return sum(info.published for ring_id, info in self.rings.items() if self.role(ring_id) != "bars")
+
+    def role(self, ring_id: int) -> str:
+        """Role of the writer of a ring."""
+        return self.entries[ring_id].role if ring_id in self.entries else ""
+
+
+def take_sample(
+    engine: str, status: StatusBlock, ring_ids: tuple[int, ...], symbols: int, now_ns: int, monotonic_s: float
+) -> Sample:
+    """Read everything once. A ring that can't be read (removed under us) is left out."""
+    rings: dict[int, RingInfo] = {}
+    readers: dict[int, tuple[ReaderInfo, ...]] = {}
+    for ring_id in ring_ids:
+        try:
+            rings[ring_id] = ring_info(engine, ring_id)
+            readers[ring_id] = tuple(list_readers(engine, ring_id))
+        except ShmError:
+            continue
+    processes = tuple(status.processes())
+    return Sample(
+        now_ns=now_ns,
+        monotonic_s=monotonic_s,
+        processes=processes,
+        rings=rings,
+        entries=status.rings(),
+        readers=readers,
+        feeds=feed_counts(processes),
+        symbols=symbols,
+    )
+
+
+def feed_counts(processes: tuple[ProcessView, ...]) -> dict[int, FeedCounts]:
+    """The counters `feed.ID.*` of every ingest worker, by feed id."""
+    found: dict[int, FeedCounts] = {}
+    for process in processes:
+        ids = {
+            int(parts[1]) for name in process.counters if (parts := name.split("."))[0] == "feed" and len(parts) == 3
+        }
+        for feed_id in ids:
+
+            def value(what: str, feed_id: int = feed_id, process: ProcessView = process) -> int:
+                return process.counters.get(f"feed.{feed_id}.{what}", 0)
+
+            found[feed_id] = FeedCounts(
+                label=process.label,
+                records=value("records"),
+                errors=value("errors"),
+                gaps=value("gaps"),
+                last_update_ns=value("last_update_ns"),
+                ended=bool(value("ended")),
+                down=bool(value("down")),
+            )
+    return found
+
+
+@dataclass
+class History:
+    """Samples of the last WINDOW_S seconds, oldest first; `add` once a second."""
+
+    samples: deque[Sample] = field(default_factory=deque)
+
+    def add(self, sample: Sample) -> None:
+        """Take in a sample, let go of what has left the window."""
+        self.samples.append(sample)
+        while len(self.samples) > 2 and sample.monotonic_s - self.samples[0].monotonic_s > WINDOW_S:
+            self.samples.popleft()
+
+    @property
+    def newest(self) -> Sample | None:
+        """The last sample taken."""
+        return self.samples[-1] if self.samples else None
+
+    @property
+    def oldest(self) -> Sample | None:
+        """The sample that rates are measured from."""
+        return self.samples[0] if self.samples else None
+
+    def window_s(self, current: Sample) -> float:
+        """Seconds from the oldest sample to `current`; never 0."""
+        oldest = self.oldest
+        return max(current.monotonic_s - oldest.monotonic_s, 1e-3) if oldest is not None else 1e-3
+
+    def rate(self, current: Sample, now: int, before: int) -> float:
+        """Events per second from two totals; a total that went back (a new process) counts from 0."""
+        return (now - before if now >= before else now) / self.window_s(current)
