@@ -62,7 +62,7 @@
 #define TK_LATEST_ENTRIES_OFFSET 1024
 #define TK_LATEST_RINGS 16
 #define TK_LATEST_LANES 2
-#define TK_LATEST_INTERVALS_MAX 4
+#define TK_LATEST_INTERVALS_MAX 8
 #define TK_LATEST_LINE_WORDS 8 /* the writer tracks what changed in lines of 64 bytes */
 #define TK_LATEST_STATE_LINES_MAX (5 + 3 * TK_LATEST_INTERVALS_MAX)
 
@@ -73,7 +73,7 @@
 #define TK_MARK_QUOTE_ENDED 8u  /* the replay that sent the last quote has ended */
 #define TK_MARK_LIVE 16u        /* the last trade was not a replayed one: the wall clock may close its bars */
 
-/* One bar: 64 bytes. trade_count 0 = no bar. `flags`: record flags in the low half, TK_BAR_FORCED above. */
+/* One bar: 64 bytes. trade_count 0 = no bar. `flags`: record flags in the low half, TK_BAR_* above. */
 struct tk_bar {
     int64_t start_ns; /* a multiple of the interval */
     double open, high, low, close;
@@ -82,7 +82,8 @@ struct tk_bar {
     uint32_t trade_count;
     uint32_t flags;
 };
-#define TK_BAR_FORCED 0x10000u /* closed by a stop before its time was over: a later trade of it opens it again */
+#define TK_BAR_FORCED 0x10000u  /* closed by a stop before its time was over: a later trade of it opens it again */
+#define TK_BAR_PARTIAL 0x20000u /* trades of it were lost, or came before we listened */
 
 /* One interval of one instrument: 3 lines. */
 struct tk_interval {
@@ -149,7 +150,7 @@ struct tk_latest_header {
     uint64_t copies_offset; /* of copy 0, within an entry */
     uint64_t pool_offset;
     int64_t created_ns;
-    uint8_t spare0[24];
+    uint8_t spare0[8];
     tk_word complete[TK_LATEST_RINGS]; /* line 1 */
     tk_word writers;                   /* line 2: how many processes have opened the table for writing */
     tk_word writer_pid;

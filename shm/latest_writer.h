@@ -36,6 +36,7 @@ struct tk_lane {
 struct tk_latest_writer {
     struct tk_latest table;
     char *work;               /* instruments x state_lines x 64 bytes, 64-byte aligned */
+    void *work_memory;        /* what `work` lies in; zero pages until touched */
     struct tk_lane *lanes;    /* instruments x 2 */
     uint64_t *versions;       /* per instrument: its entry's version */
     uint32_t *dirty;          /* per instrument: bit per line changed since the last commit */
@@ -59,7 +60,7 @@ static inline void tk_touch(struct tk_latest_writer *w, uint32_t id, uint32_t li
 }
 
 static inline void tk_latest_writer_close(struct tk_latest_writer *w) {
-    free(w->work);
+    free(w->work_memory);
     free(w->lanes);
     free(w->versions);
     free(w->dirty);
@@ -75,6 +76,7 @@ static inline void tk_latest_recover(struct tk_latest_writer *w, uint32_t id, ui
     struct tk_latest_entry *entry = tk_latest_entry(t, id);
     struct tk_state *state = tk_work(w, id);
     uint64_t v = tk_load_acquire(&entry->version);
+    if (v == 0 && tk_load_relaxed(&entry->floor[0]) == 0 && tk_load_relaxed(&entry->floor[1]) == 0) return;
     w->versions[id] = v;
     w->dirty_before[id] = (1u << t->state_lines) - 1; /* what the spare copy holds is unknown after a kill */
     if (v != 0) {
@@ -108,7 +110,8 @@ static inline int tk_latest_writer_open(struct tk_latest_writer *w, void *base, 
     tk_latest_map(t, base);
     size_t n = t->instruments;
     w->work_bytes = (uint64_t)t->state_lines * 64;
-    w->work = (char *)aligned_alloc(64, n * w->work_bytes);
+    w->work_memory = calloc(n * w->work_bytes + 64, 1);
+    w->work = (char *)(((uintptr_t)w->work_memory + 63) & ~(uintptr_t)63);
     w->lanes = (struct tk_lane *)calloc(n * TK_LATEST_LANES, sizeof *w->lanes);
     w->versions = (uint64_t *)calloc(n, sizeof *w->versions);
     w->dirty = (uint32_t *)calloc(n, sizeof *w->dirty);
@@ -116,12 +119,11 @@ static inline int tk_latest_writer_open(struct tk_latest_writer *w, void *base, 
     w->dirty_ids = (uint32_t *)calloc(n, sizeof *w->dirty_ids);
     w->free_chunks = (uint32_t *)calloc((size_t)t->chunks + 1, sizeof *w->free_chunks);
     uint8_t *used = (uint8_t *)calloc((size_t)t->chunks + 1, 1);
-    if (!w->work || !w->lanes || !w->versions || !w->dirty || !w->dirty_before || !w->dirty_ids || !w->free_chunks || !used) {
+    if (!w->work_memory || !w->lanes || !w->versions || !w->dirty || !w->dirty_before || !w->dirty_ids || !w->free_chunks || !used) {
         free(used);
         tk_latest_writer_close(w);
         return -1;
     }
-    memset(w->work, 0, n * w->work_bytes);
     for (uint32_t id = 0; id < t->instruments; id++) tk_latest_recover(w, id, used);
     for (uint32_t chunk = t->chunks; chunk-- > 0;) /* the lowest on top of the stack: a part-used pool stays dense */
         if (!used[chunk]) w->free_chunks[w->free_count++] = chunk;
@@ -212,7 +214,8 @@ static inline void tk_commit(struct tk_latest_writer *w) {
         const struct tk_state *state = tk_work(w, id);
         uint64_t v = ++w->versions[id];
         tk_word *copy = tk_latest_copy(t, id, v);
-        w->dirty_before[id] = v == 1 ? (1u << t->state_lines) - 1 : w->dirty[id];
+        if (v == 1) lines = w->dirty[id] = (1u << t->state_lines) - 1; /* a kill may have left anything in the copies */
+        w->dirty_before[id] = w->dirty[id];
         w->dirty[id] = 0;
         for (; lines; lines &= lines - 1) {
             size_t at = (size_t)__builtin_ctz(lines) * TK_LATEST_LINE_WORDS;
