@@ -1,12 +1,12 @@
 """A record in words: the dicts that JSON and msgpack clients get, with the field names of the public interface.
 
 Called by fan-out (msgpack and JSON topics), by the HTTP API and by the command-line tools, so that a record looks the
-same everywhere. Pure: it reads bytes and returns dicts; it does no I/O and knows no ring. What a record leaves undefined
+same everywhere. Pure: it reads bytes and returns dicts; it does no I/O, knows no ring. What a record leaves undefined
 (NaN, no trade id, no venue) is None. Times are ISO 8601 UTC with microseconds and `Z`.
 
 News longer than one record: the text is cut into pieces of at most 64 bytes, one record each, published in one batch;
 every piece but the last has Flag.CONTINUES. The text itself is the headline, then the URL, then the body, a line each;
-the body may have several lines, and trailing empty lines are left out (`news_pieces` writes it, `news_fields` reads it).
+the body may have several lines; trailing empty lines are left out (`news_pieces` writes it, `news_fields` reads it).
 """
 
 from __future__ import annotations
