@@ -38,6 +38,9 @@ BENCHMARKS: dict[str, str] = {
     "readers_slowdown": "perf.readers:slowdown",
     "latency_native": "perf.latency:with_native_reader",
     "latency_python": "perf.latency:with_python_reader",
+    "fanout_raw": "perf.fanout:raw",
+    "fanout_batch": "perf.fanout:batch",
+    "fanout_latency": "perf.fanout:latency",
 }
 
 

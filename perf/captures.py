@@ -5,8 +5,8 @@
     iex        the TOPS pcap, unpacked; one pass has 57,674 messages
     binance    the trades of the spot capture, unpacked; one pass has 9,757
 
-The samples are found at $TICKENGINE_SAMPLES or ../shared/samples. Order flow is generated because the captured ITCH file
-ends before trading starts: its messages would never reach the order table, which is what an ITCH decoder spends its time on.
+The samples are found at $TICKENGINE_SAMPLES or ../shared/samples. Order flow is generated because the captured ITCH
+file ends before trading starts: it never reaches the order table, which is what an ITCH decoder spends its time on.
 """
 
 from __future__ import annotations
@@ -140,7 +140,8 @@ def iex(folder: Path) -> CaptureFile:
 
 def binance(folder: Path) -> CaptureFile:
     """The lines of the spot capture that are trades: `<local ns> <JSON>`."""
-    lines = [line for line in gzip.open(_sample("websocket/spot_btcusdt*.gz")) if b'"e":"trade"' in line]
+    text = gzip.decompress(_sample("websocket/spot_btcusdt*.gz").read_bytes())
+    lines = [line for line in text.splitlines(keepends=True) if b'"e":"trade"' in line]
     path = folder / "spot_btcusdt_trades.txt"
     path.write_bytes(b"".join(lines))
     return CaptureFile(path, len(lines))

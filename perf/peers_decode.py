@@ -30,7 +30,7 @@ _ITCH = {
     ord("R"): struct.Struct(">cHH6s8scI"),
 }
 
-# The same for IEX TOPS 1.6, little-endian: quote update, trade report, official price, trade break, auction information.
+# The same for IEX TOPS 1.6, little-endian: quote update, trade report, official price, trade break, auction.
 _IEX = {
     ord("Q"): struct.Struct("<cBq8sIqqI"),
     ord("T"): struct.Struct("<cBq8sIqq"),

@@ -20,7 +20,6 @@ from shm.instruments import InstrumentTable
 from shm.ring import create_ring
 from shm.status import ProcessState, StatusBlock
 from workers.spec import MODULES, WorkerSettings, encode
-from workers.topics import TopicTable
 
 RING = 2
 _START_S = 20.0
@@ -52,7 +51,6 @@ class Stage:
             self.symbols = [f"S{number:04d}" for number in range(symbols)]
             for symbol in self.symbols:
                 instruments.intern(symbol)
-            self._stack.enter_context(TopicTable.create(self.engine))
             create_ring(self.engine, RING, depth_slots=depth_slots, block_s=block_s)
         except BaseException:
             self._stack.close()
