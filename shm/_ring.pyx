@@ -619,7 +619,7 @@ cdef class Reader:
         cdef uint16_t flags
         cdef char *to
         self.check_open()
-        if out is not self.out:
+        if not self.bound or out is not self.out:
             self.bind(out)
         room = <uint64_t>self.view.len // 128
         if 0 <= limit < <int64_t>room:
@@ -669,7 +669,7 @@ cdef class Reader:
         return wait_any([self], timeout_s)
 
 
-def wait_any(list readers, double timeout_s):
+def wait_any(readers, double timeout_s):
     """Wait until one of at most 16 readers has something to read; True if so, False after `timeout_s` seconds.
 
     The ladder: spin for the first reader's `spin_ns`, give up the core once, sleep on the rings' bells. Where a ring has
