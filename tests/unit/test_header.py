@@ -1,4 +1,4 @@
-"""The public C header: it says what shm.layout says, compiles everywhere, and a program made from it alone reads our rings."""
+"""The public C header: it says what shm.layout says, compiles everywhere, and programs made from it read our rings."""
 
 from __future__ import annotations
 
