@@ -1,15 +1,15 @@
 """The latest-value table (L1): per instrument its last trade, quote, day and bars, and its last records.
 
-`LatestTable` makes tables and reads them; the one writer is the cache process (workers/cache.py), which holds the table's
-writer lock. The layout, and why a reader never sees a torn entry, are in shm/latest.h. Readers map the segment read-only
-and may be any number of processes and threads.
+`LatestTable` makes tables and reads them; the one writer is the cache process (workers/cache.py), which holds the
+table's writer lock. The layout, and why a reader never sees a torn entry, are in shm/latest.h. Readers map the segment
+read-only and may be any number of processes and threads.
 
     table = LatestTable.attach("main")
     snapshot = table.snapshot(instrument_id)        # None for an instrument never seen
     records = table.history(instrument_id, 100)     # the newest 100, oldest first
 
-Late join without gap or duplicate: take a snapshot, then read each ring from `snapshot.as_of.get(ring, 0) + 1` on and keep
-this instrument's records. What has come before is in the snapshot, what comes after is not.
+Late join without gap or duplicate: take a snapshot, then read each ring from `snapshot.as_of.get(ring, 0) + 1` on and
+keep this instrument's records. What has come before is in the snapshot, what comes after is not.
 """
 
 from __future__ import annotations
@@ -49,8 +49,8 @@ _FLAGS_MASK = 0xFFFF
 class LastTrade:
     """The newest trade or tick by its own time; of equal times the one that came last.
 
-    `ts_event` is the venue's time, ns (ts_receive where the venue gave none or an impossible one); `sequence` its number in
-    its ring; `side`, `source`, `flags` and `conditions` as in the record.
+    `ts_event` is the venue's time, ns (ts_receive where the venue gave none or an impossible one); `sequence` its number
+    in its ring; `side`, `source`, `flags` and `conditions` as in the record.
     """
 
     price: float
@@ -113,7 +113,8 @@ class OpenBar:
 class Snapshot:
     """What the table holds of one instrument, all of one moment.
 
-    `as_of` maps ring ids to sequences: this instrument's records up to there are in here, exactly; a ring left out is 0.
+    `as_of` maps ring ids to sequences: this instrument's records up to there are in here, exactly; a ring left out
+    is 0.
     `version` grows with every change of the entry.
     """
 
@@ -263,7 +264,7 @@ class LatestTable(_latest.Table):
             raise WriterBusy(f"latest table {self.name} has a writer already: process {self.counters['writer_pid']}")
 
     def as_of(self) -> dict[int, int]:
-        """Per ring, the sequence up to which every record is in the table; rings of which there is none are left out."""
+        """Per ring, the sequence up to which every record is in the table; rings of which none is are left out."""
         return {ring: sequence for ring, sequence in enumerate(self.complete()) if sequence}
 
     def snapshot(self, instrument_id: int) -> Snapshot | None:
@@ -275,9 +276,9 @@ class LatestTable(_latest.Table):
     def history(self, instrument_id: int, limit: int = 1000, record_type: RecordType | int | None = None) -> np.ndarray:
         """The newest records of an instrument, oldest first: shape (up to `limit`,), dtype RECORD, a copy.
 
-        `record_type` picks one type, from the records that are kept (the last `depth_records` of everything but bars, and
-        as many bars). None takes them all, in order of publication. Empty for an instrument never seen. Under a writer
-        at full speed a few of the oldest may be missing.
+        `record_type` picks one type, from the records that are kept (the last `depth_records` of everything but bars,
+        and as many bars). None takes them all, in order of publication. Empty for an instrument never seen. Under a
+        writer at full speed a few of the oldest may be missing.
         """
         if limit < 0:
             raise BadArgument(f"limit is {limit}, must be at least 0")
@@ -379,9 +380,7 @@ class LatestTable(_latest.Table):
             else None,
             open_bars=tuple(self._open_bars(state)),
             as_of={
-                ring: max(complete[ring], fields[ring])
-                for ring in range(MAX_RINGS)
-                if complete[ring] or fields[ring]
+                ring: max(complete[ring], fields[ring]) for ring in range(MAX_RINGS) if complete[ring] or fields[ring]
             },
             version=version,
         )
@@ -423,7 +422,9 @@ def _shape(
             raise BadArgument(f"{what} is {value}, must be 1 to {1 << 20}")
     intervals = tuple(bar_intervals_s)
     if len(intervals) > _latest.INTERVALS_MAX or any(not 1 <= seconds <= 86400 for seconds in intervals):
-        raise BadArgument(f"bar_intervals_s is {intervals}, must be up to {_latest.INTERVALS_MAX} lengths of 1 to 86400 s")
+        raise BadArgument(
+            f"bar_intervals_s is {intervals}, must be up to {_latest.INTERVALS_MAX} lengths of 1 to 86400 s"
+        )
     if len(set(intervals)) != len(intervals):
         raise BadArgument(f"bar_intervals_s is {intervals}: each length once")
     chunk_records = min(MAX_CHUNK_RECORDS, depth_records)
