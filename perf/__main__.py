@@ -41,6 +41,11 @@ BENCHMARKS: dict[str, str] = {
     "fanout_raw": "perf.fanout:raw",
     "fanout_batch": "perf.fanout:batch",
     "fanout_latency": "perf.fanout:latency",
+    "cache_apply": "perf.cache:apply",
+    "memory_per_record": "perf.footprint:memory_per_record",
+    "control_rss": "perf.footprint:control_rss",
+    "start_time": "perf.footprint:start_time",
+    "idle_cpu": "perf.footprint:idle_cpu",
 }
 
 

@@ -99,6 +99,7 @@ def _start_fanout(stage: Stage) -> int:
             json_port=0,
             replay_port=0,
             reliable=True,
+            log_level="warning",
         )
     )
     return port
