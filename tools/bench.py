@@ -16,8 +16,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", metavar="FILE", help="also write the figures to FILE")
     parser.epilog = (
         "examples:\n  tickengine bench\n  tickengine bench --only publish_batch read_concurrent --json figures.json\n\n"
-        "Quiet the machine first (`tickengine doctor`); an idle one measures best. Exit status is that of perf: 0 = all "
-        "measured."
+        "Quiet the machine first (`tickengine doctor`). Exit status is that of perf: 0 = all measured."
     )
 
 

@@ -1,4 +1,4 @@
-"""What the commands share when they write to a terminal: colours where they are wanted, and numbers that people can read.
+"""Writing to a terminal: colours where they are wanted, and numbers that people can read.
 
 Called by every command that prints for people. Colour is used on a terminal only, and never when NO_COLOR is set
 (no-color.org). It holds no state and reads nothing but the stream it is asked about.

@@ -1,7 +1,7 @@
 """Records as aligned lines for people: one line a record, columns that stay where they are.
 
-Called by `tickengine tail` and `tickengine shm inspect`. Programs get JSON instead (shm/message.py). Pure but for what it
-remembers: the widest symbol so far, and the date of the last record, which is printed when it changes.
+Called by `tickengine tail` and `tickengine shm inspect`. Programs get JSON instead (shm/message.py). Pure but for what
+it remembers: the widest symbol so far, and the date of the last record, which is printed when it changes.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class RecordLines:
     def __init__(self, symbols: InstrumentTable | Callable[[int], str] | None, paint: Paint) -> None:
         """`symbols`: the engine's table, or a function from instrument id to symbol, or None: ids are shown."""
         self._symbols = symbols
-        self._paint = paint
+        self.paint = paint
         self._symbol_chars = _MIN_SYMBOL_CHARS
         self._date = ""
 
@@ -48,41 +48,35 @@ class RecordLines:
     def lines(self, records: np.ndarray, ring_id: int) -> Iterator[str]:
         """One line for each record of ring `ring_id` (shape (n,), dtype RECORD), and one for each new date."""
         for record in records:
-            raw = record.tobytes()
-            yield from self._record(raw, record, ring_id)
+            yield from self._record(record, ring_id)
 
-    def gap(self, ring_id: int, gap: tuple[int, int]) -> str:
-        """The line for records [from, to) of a ring that were overwritten before they could be read."""
-        start, end = gap
-        text = f"-- gap: {end - start} records of ring {ring_id} lost ({start} to {end - 1}): printing is slower than they come"
-        return self._paint(text, "red")
-
-    def _record(self, raw: bytes, record: Any, ring_id: int) -> Iterator[str]:
+    def _record(self, record: Any, ring_id: int) -> Iterator[str]:
         stamp = iso_time(int(record["ts_event"]))
         date, _, time = stamp.rstrip("Z").partition("T")
         if date != self._date:
             self._date = date
-            yield self._paint(f"-- {date} UTC", "dim")
+            yield self.paint(f"-- {date} UTC", "dim")
         kind = type_name(int(record["record_type"]))
         symbol = self.symbol(int(record["instrument_id"]))
         self._symbol_chars = max(self._symbol_chars, len(symbol))
         where = f"r{ring_id}:{int(record['sequence'])}"
         try:
-            body = self._body(int(record["record_type"]), data_fields(raw), record)
+            body = self._body(int(record["record_type"]), data_fields(record.tobytes()))
         except ValueError as error:
-            body = self._paint(str(error), "red")
+            body = self.paint(str(error), "red")
         flags = int(record["flags"]) & ~_USUAL
-        marks = self._paint(" " + ",".join(flag_names(flags)), "yellow") if flags else ""
+        marks = self.paint(" " + ",".join(flag_names(flags)), "yellow") if flags else ""
         yield (
-            f"{self._paint(time, 'dim')}  {self._paint(f'{where:<13}', 'dim')} {kind:<6} "
-            f"{self._paint(f'{symbol:<{self._symbol_chars}}', 'bold')}  {body}{marks}"
+            f"{self.paint(time, 'dim')}  {self.paint(f'{where:<13}', 'dim')} {kind:<6} "
+            f"{self.paint(f'{symbol:<{self._symbol_chars}}', 'bold')}  {body}{marks}"
         )
 
-    def _body(self, record_type: int, data: dict[str, Any], record: Any) -> str:
+    def _body(self, record_type: int, data: dict[str, Any]) -> str:
         if record_type in (RecordType.TICK, RecordType.TRADE):
             side = self._side(data["side"])
             trade_id = f"id {data['trade_id']}" if data["trade_id"] else ""
-            return f"{_number(data['price']):>13} {_number(data['size']):>11}  {side} {data['exchange'] or '':<8} {trade_id}".rstrip()
+            price_size = f"{_number(data['price']):>13} {_number(data['size']):>11}"
+            return f"{price_size}  {side} {data['exchange'] or '':<8} {trade_id}".rstrip()
         if record_type == RecordType.QUOTE:
             return (
                 f"{_number(data['bid']):>13} {_number(data['bid_size']):>11} | "
@@ -100,10 +94,10 @@ class RecordLines:
         if record_type == RecordType.NEWS:
             return str(data["headline"])
         reach = f" [{data['from']}, {data['to']})" if data["to"] else ""
-        return f"{self._paint(data['code'], 'cyan')}{reach} {data['text'] or ''}"
+        return f"{self.paint(data['code'], 'cyan')}{reach} {data['text'] or ''}"
 
     def _side(self, side: str | None) -> str:
-        return self._paint(f"{side or '-':<4}", *({"buy": ("green",), "sell": ("red",)}.get(side or "", ())))
+        return self.paint(f"{side or '-':<4}", *({"buy": ("green",), "sell": ("red",)}.get(side or "", ())))
 
 
 def _number(value: float | None) -> str:

@@ -12,6 +12,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from typing import Any
 
 from shm.errors import ShmError
 from tools.console import Paint, bytes_text, count_text, duration_text
@@ -40,7 +41,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     clean.add_argument("--dry-run", action="store_true", help="say what would be removed")
     clean.add_argument("--force", action="store_true", help="also remove what a living engine of that NAME uses")
     parser.epilog = (
-        "examples:\n  tickengine shm ls\n  tickengine shm inspect main.r2 --last 20\n  tickengine shm clean --dry-run\n\n"
+        "examples:\n  tickengine shm ls\n  tickengine shm inspect main.r2 --last 20\n"
+        "  tickengine shm clean --dry-run\n\n"
         "exit status: 0 done, 1 refused or not all removed, 2 unusable options, 3 no such engine or not permitted"
     )
 
@@ -66,10 +68,8 @@ def _list(args: argparse.Namespace) -> int:
         state, style = _state(item, row)
         epoch = "" if row["epoch"] is None else str(row["epoch"])
         published = "" if row["published"] is None else count_text(row["published"])
-        print(
-            f"{item.name:<26} {bytes_text(item.size_bytes):>9} {item.owner:<10} {item.mode:04o} {epoch:>5} {published:>10}  "
-            + paint(state, style)
-        )
+        facts = f"{item.name:<26} {bytes_text(item.size_bytes):>9} {item.owner:<10} {item.mode:04o} {epoch:>5}"
+        print(f"{facts} {published:>10}  {paint(state, style)}")
     total = sum(item.size_bytes for item in segments)
     dead = sorted({item.engine for item in segments if engine_alive(_of(segments, item.engine)) is False})
     print(f"{len(segments)} segments, {bytes_text(total)}")
@@ -78,10 +78,10 @@ def _list(args: argparse.Namespace) -> int:
     return 0
 
 
-def _row(item: Found) -> dict[str, object]:
+def _row(item: Found) -> dict[str, Any]:
     from shm.ring import ring_info
 
-    row: dict[str, object] = {
+    row: dict[str, Any] = {
         "name": item.name,
         "engine": item.engine,
         "size_bytes": item.size_bytes,
@@ -103,7 +103,7 @@ def _row(item: Found) -> dict[str, object]:
     return row
 
 
-def _state(item: Found, row: dict[str, object]) -> tuple[str, str]:
+def _state(item: Found, row: dict[str, Any]) -> tuple[str, str]:
     if row["error"]:
         return f"unusable: {row['error']}", "red"
     if item.held is None:

@@ -1,4 +1,4 @@
-"""Print the effective configuration as commented TOML, and check it: every key, its meaning, range and where it came from.
+"""Print the effective configuration as commented TOML, and check it: each key, its meaning, range and origin.
 
 Called by tools/cli.py. The output is itself a valid configuration file; it never holds a secret, because secrets are
 not settings.

@@ -99,13 +99,14 @@ class TopicFilter:
             chosen |= mine
         return chosen
 
-    def prefixes(self) -> list[str]:
-        """Topic prefixes to subscribe to on ZeroMQ, so that everything which may pass comes (SUB matches prefixes)."""
+    def topics(self) -> list[str]:
+        """Topics to subscribe to on ZeroMQ, exact or with a trailing `*`, so that everything which may pass comes."""
         found = set()
         for pattern in self.patterns:
             fixed = _GLOB.split(pattern.symbol, maxsplit=1)[0]
+            star = "" if fixed == pattern.symbol else "*"
             for kind in pattern.types:
-                found.add("marketdata.feed.status" if kind == "status" else f"{_PREFIX}{kind}.{fixed}")
+                found.add("marketdata.feed.status" if kind == "status" else f"{_PREFIX}{kind}.{fixed}{star}")
         return sorted(found)
 
     def _by_instrument(
@@ -120,4 +121,5 @@ class TopicFilter:
             known = self._matches[number] = np.concatenate([known, np.array(more, dtype=np.bool_)])
         if not len(known):
             return np.zeros(len(instruments), dtype=np.bool_)
-        return known[np.minimum(instruments, len(known) - 1)] & (instruments != NO_INSTRUMENT)
+        chosen: NDArray[np.bool_] = known[np.minimum(instruments, len(known) - 1)] & (instruments != NO_INSTRUMENT)
+        return chosen

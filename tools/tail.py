@@ -1,0 +1,182 @@
+"""Print records as they come: from the rings of an engine on this host, or with --zmq as any subscriber gets them.
+
+Called by tools/cli.py. A reader here is one of many and holds nobody up: when the terminal is slower than the feed,
+records are lost to it, and a line says which.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator
+from typing import Final, NamedTuple
+
+import numpy as np
+
+from shm.errors import ShmError
+from shm.layout import RecordType
+from tools.console import Paint
+from tools.topic_filter import PatternError, TopicFilter
+
+_BATCH_SLOTS: Final = 1024
+_IDLE_CHECK_S: Final = 0.5
+_DEFAULT_RAW_PORT: Final = 8801
+
+
+class Piece(NamedTuple):
+    """Some records, and what was lost before them.
+
+    `symbols` is a symbol for all records (ZeroMQ), or None where they are looked up in the table.
+    """
+
+    ring_id: int
+    records: np.ndarray
+    gap: tuple[int, int] | None
+    symbol: str | None
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Options of `tickengine tail`."""
+    parser.add_argument(
+        "patterns", nargs="*", metavar="PATTERN", help="'tick.AAPL', 'quote.*', '*.AAPL', 'trade', AAPL"
+    )
+    parser.add_argument("--name", default="main", help="engine to read from (default main)")
+    parser.add_argument("--from", dest="start", choices=("newest", "oldest"), default="newest", help="where to begin")
+    parser.add_argument("--count", type=int, default=0, metavar="N", help="stop after N records")
+    parser.add_argument("--json", action="store_true", help="one JSON object a line instead of columns")
+    parser.add_argument(
+        "--zmq",
+        nargs="?",
+        const="",
+        metavar="ENDPOINT",
+        help="receive through ZeroMQ, raw endpoint of a shard (default: that of the engine --name, else port 8801)",
+    )
+    parser.epilog = (
+        "examples:\n  tickengine tail 'tick.AAPL'                one symbol's ticks\n"
+        "  tickengine tail 'trade.*' 'bar.BTC*'       several patterns, with globs\n"
+        "  tickengine tail --from oldest --count 100  the 100 oldest records still there\n"
+        "  tickengine tail quote --json | jq .data.bid\n"
+        "  tickengine tail 'tick.AAPL' --zmq tcp://127.0.0.1:8801\n\n"
+        "Quote patterns, or the shell expands them. Times are the venue's, UTC. Ends after --count, when\n"
+        "the engine ends (not with --zmq), or by Ctrl-C.\n\nexit status: 0 done, 2 unusable pattern, 3 no such engine, 130 Ctrl-C"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print until the count is reached, the engine is gone, or Ctrl-C."""
+    try:
+        wanted = TopicFilter(args.patterns)
+    except PatternError as error:
+        print(f"tickengine tail: {error}", file=sys.stderr)
+        return 2
+    pieces = _from_zmq(args, wanted) if args.zmq is not None else _from_rings(args)
+    return _print(pieces, wanted, args)
+
+
+def _print(pieces: Iterator[Piece], wanted: TopicFilter, args: argparse.Namespace) -> int:
+    from shm.instruments import InstrumentTable
+    from shm.message import payload
+    from tools.record_line import RecordLines
+
+    table = InstrumentTable.attach(args.name) if args.zmq is None else None
+    received = {"symbol": ""}
+    lines = RecordLines(table or (lambda _: received["symbol"]), Paint.for_stream(sys.stdout))
+    left = args.count if args.count > 0 else -1
+    write = sys.stdout.write
+    for piece in pieces:
+        received["symbol"] = piece.symbol or "-"
+        if piece.gap is not None:
+            write(_gap_json(piece) if args.json else _gap_line(piece, lines.paint) + "\n")
+        # The wire has the symbol in the topic, and its records have been chosen by that already.
+        chosen = piece.records if table is None else piece.records[wanted.select(piece.records, lines.symbol)]
+        if left >= 0:
+            chosen = chosen[:left]
+            left -= len(chosen)
+        if args.json:
+            for record in chosen:
+                write(json.dumps(payload(record, _json_symbol(lines.symbol(int(record["instrument_id"]))))) + "\n")
+        else:
+            for line in lines.lines(chosen, piece.ring_id):
+                write(line + "\n")
+        if len(chosen) or piece.gap is not None:
+            sys.stdout.flush()
+        if left == 0:
+            return 0
+    print("-- the engine has stopped", file=sys.stderr)
+    return 0
+
+
+def _json_symbol(symbol: str) -> str | None:
+    return None if symbol == "-" else symbol
+
+
+def _gap_line(piece: Piece, paint: Paint) -> str:
+    start, end = piece.gap or (0, 0)
+    where = f"of {piece.symbol} did not arrive" if piece.symbol else f"of ring {piece.ring_id} came faster than printed"
+    return paint(f"-- gap: {end - start} records {where} ({start} to {end - 1})", "red")
+
+
+def _gap_json(piece: Piece) -> str:
+    start, end = piece.gap or (0, 0)
+    where = {"symbol": piece.symbol} if piece.symbol else {"ring": piece.ring_id}
+    return json.dumps({"gap": {**where, "from": start, "to": end}}) + "\n"
+
+
+def _from_rings(args: argparse.Namespace) -> Iterator[Piece]:
+    """Batches of all rings of an engine, until no process of it lives and all is read."""
+    import shm
+    from shm.ring import ring_info
+
+    readers = shm.attach(args.name).reader(start=args.start, label="tail")
+    out = shm.empty(_BATCH_SLOTS)
+    alive = True
+    try:
+        while True:
+            idle = True
+            for reader in readers:
+                count = reader.read(out)
+                if count:
+                    idle = False
+                    yield Piece(reader.ring_id, out[:count], reader.gap, None)
+            if not idle or readers.wait(_IDLE_CHECK_S):
+                continue
+            if not alive:
+                return
+            try:
+                alive = any(ring_info(args.name, reader.ring_id).writer_alive for reader in readers)
+            except ShmError:
+                alive = False  # removed: the engine has stopped; one more round reads what is left
+    finally:
+        readers.close()
+
+
+def _from_zmq(args: argparse.Namespace, wanted: TopicFilter) -> Iterator[Piece]:
+    """Messages of the raw endpoints."""
+    from workers.subscriber import Subscriber
+
+    with Subscriber(raw_endpoints(args.zmq, args.name), wanted.topics()) as subscriber:
+        for message in subscriber:
+            gap = (message.gap.from_sequence, message.gap.to_sequence) if message.gap is not None else None
+            kind, _, symbol = message.topic.removeprefix("marketdata.").partition(".")
+            if int(message.records["record_type"][0]) == RecordType.STATUS:
+                kind, symbol = "status", "-"
+            if wanted.matches(kind, symbol):
+                yield Piece(message.ring, message.records, gap, symbol)
+
+
+def raw_endpoints(given: str, engine: str) -> list[str]:
+    """Raw endpoints to connect to: the one given, else those that the engine of that name has written down."""
+    from shm.status import StatusBlock
+
+    if given:
+        return [given if "://" in given else f"tcp://{given}"]
+    try:
+        block = StatusBlock.attach(engine)
+    except ShmError:
+        return [f"tcp://127.0.0.1:{_DEFAULT_RAW_PORT}"]
+    try:
+        endpoints = block.facts.get("endpoints", {}).get("raw", [])
+        return [str(endpoint) for endpoint in endpoints] or [f"tcp://127.0.0.1:{_DEFAULT_RAW_PORT}"]
+    finally:
+        block.close()
