@@ -49,8 +49,8 @@ _FLAGS_MASK = 0xFFFF
 class LastTrade:
     """The newest trade or tick by its own time; of equal times the one that came last.
 
-    `ts_event` is the venue's time, ns (ts_receive where the venue gave none or an impossible one); `sequence` its number
-    in its ring; `side`, `source`, `flags` and `conditions` as in the record.
+    `ts_event` is the venue's time, ns (ts_receive where the venue gave none or an impossible one); `sequence` its
+    number in its ring; `side`, `source`, `flags` and `conditions` as in the record.
     """
 
     price: float

@@ -15,9 +15,9 @@ One turn, and why its steps stand in this order:
     6 complete  "this ring is in the table up to here", for each ring concerned
 
 Killed after 3 and before 5, the next process finds the bars in the ring (from complete[bar ring] + 1 on), feeds them
-back first, then applies the records of 2 again and knows of each bar whether the ring holds it: nothing is lost, nothing
-comes twice. Killed within 5, some instruments are ahead of `complete`: their `applied` sequences say which records to
-leave out. Publishing after the commit would lose bars instead.
+back first, then applies the records of 2 again and knows of each bar whether the ring holds it: nothing is lost and
+nothing comes twice. Killed within 5, some instruments are ahead of `complete`: their `applied` sequences say which
+records to leave out. Publishing after the commit would lose bars instead.
 
 Bars close by the trades themselves, by their feed's stream clock, at the end of a replay, and at a stop (workers/bars.h
 and workers/cache.h). Feeds that fell silent are looked after ten times a second. Losses: a ring that overran this
