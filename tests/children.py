@@ -31,24 +31,21 @@ def wait_until(condition: Callable[[], object], what: str = "") -> None:
 class Child:
     """One child process. `hear()` returns what it prints, line by line; `say()` writes a line to its standard input."""
 
-    def __init__(self, script: str, *arguments: object, user: int | None = None, path: Path = ROOT) -> None:
+    def __init__(self, script: str, *arguments: object, path: Path = ROOT) -> None:
         """Start it.
 
         Args:
             script: Python source; `sys.argv[1:]` are the arguments as text.
             arguments: anything with a str().
-            user: run as this user id, with no groups but its own (needs root).
             path: folder to import the project from.
         """
         environment = {**os.environ, "PYTHONPATH": str(path), "PYTHONUNBUFFERED": "1", "PYTHONDONTWRITEBYTECODE": "1"}
-        ids = {} if user is None else {"user": user, "group": user, "extra_groups": []}
         self.process = subprocess.Popen(
             [sys.executable, "-c", textwrap.dedent(script), *map(str, arguments)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             cwd=path,
             env=environment,
-            **ids,  # type: ignore[arg-type]
         )
         self._unread = b""
 

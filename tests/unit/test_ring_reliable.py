@@ -42,17 +42,19 @@ class WriterThread:
 
 @pytest.mark.parametrize("batch", [False, True])
 def test_writer_waits_for_a_reliable_reader_and_nothing_is_lost(engine_name: str, batch: bool) -> None:
-    with RingWriter.create(engine_name, 0, depth_slots=64, block_s=FOR_EVER_S) as writer:
-        with RingReader.attach(engine_name, 0, reliable=True) as reader:
-            thread = WriterThread(writer, 1000, batch=batch)
-            out = empty(10)
-            for sequence in range(1, 1001, 10):
-                wait_until(lambda: reader.lag == min(64, 1001 - reader.sequence), "the writer fills the ring, no more")
-                assert reader.read(out) == 10
-                assert out["sequence"][0] == sequence
-                assert broken(out) == 0
-            thread.join()
-            assert (reader.lost, reader.lag) == (0, 0)
+    with (
+        RingWriter.create(engine_name, 0, depth_slots=64, block_s=FOR_EVER_S) as writer,
+        RingReader.attach(engine_name, 0, reliable=True) as reader,
+    ):
+        thread = WriterThread(writer, 1000, batch=batch)
+        out = empty(10)
+        for sequence in range(1, 1001, 10):
+            wait_until(lambda: reader.lag == min(64, 1001 - reader.sequence), "the writer fills the ring, no more")
+            assert reader.read(out) == 10
+            assert out["sequence"][0] == sequence
+            assert broken(out) == 0
+        thread.join()
+        assert (reader.lost, reader.lag) == (0, 0)
 
 
 def test_reader_that_blocks_too_long_is_demoted_and_told_its_gap(engine_name: str) -> None:
@@ -137,22 +139,26 @@ def test_reliable_reader_in_a_line_just_freed_by_another_is_waited_for(engine_na
 
 
 def test_reliable_reader_that_seeks_back_is_waited_for(engine_name: str) -> None:
-    with RingWriter.create(engine_name, 0, depth_slots=64, block_s=FOR_EVER_S) as writer:
-        with RingReader.attach(engine_name, 0, reliable=True) as reader:
-            out = empty(64)
-            writer.publish_batch(sealed(60))
-            reader.read(out)
-            for _ in range(10):
-                writer.publish(sealed(1))
-            reader.seek("oldest")
-            thread = WriterThread(writer, 100, batch=False)
-            while reader.sequence <= 170:
-                reader.read(out, 5)
-            thread.join()
-            assert reader.lost == 0
+    with (
+        RingWriter.create(engine_name, 0, depth_slots=64, block_s=FOR_EVER_S) as writer,
+        RingReader.attach(engine_name, 0, reliable=True) as reader,
+    ):
+        out = empty(64)
+        writer.publish_batch(sealed(60))
+        reader.read(out)
+        for _ in range(10):
+            writer.publish(sealed(1))
+        reader.seek("oldest")
+        thread = WriterThread(writer, 100, batch=False)
+        while reader.sequence <= 170:
+            reader.read(out, 5)
+        thread.join()
+        assert reader.lost == 0
 
 
 def test_reader_that_can_not_be_known_can_not_be_reliable(engine_name: str) -> None:
-    with RingWriter.create(engine_name, 0, depth_slots=64):
-        with pytest.raises(BadArgument, match="register must be True"):
-            RingReader.attach(engine_name, 0, reliable=True, register=False)
+    with (
+        RingWriter.create(engine_name, 0, depth_slots=64),
+        pytest.raises(BadArgument, match="register must be True"),
+    ):
+        RingReader.attach(engine_name, 0, reliable=True, register=False)

@@ -101,12 +101,15 @@ def test_new_writer_wakes_those_whom_its_predecessor_left_asleep(engine_name: st
 
 
 def test_ring_without_wakeups_can_be_waited_on_by_naps(engine_name: str) -> None:
-    with RingWriter.create(engine_name, 0, depth_slots=64, wakeups=False) as writer:
-        with RingReader.attach(engine_name, 0) as reader, ThreadPoolExecutor(1) as pool:
-            waiting = pool.submit(reader.wait, 1e9)
-            writer.publish(sealed(1))
-            assert waiting.result(60)
-            assert not Bell(engine_name, 0).somebody_sleeps
+    with (
+        RingWriter.create(engine_name, 0, depth_slots=64, wakeups=False) as writer,
+        RingReader.attach(engine_name, 0) as reader,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        waiting = pool.submit(reader.wait, 1e9)
+        writer.publish(sealed(1))
+        assert waiting.result(60)
+        assert not Bell(engine_name, 0).somebody_sleeps
 
 
 def test_ring_set_wakes_for_any_of_its_rings(engine_name: str) -> None:
