@@ -2,8 +2,9 @@
  *
  *     machine_limits ROUNDS CPU CPU
  *
- * Two threads, one on each CPU, answer each other through two words on lines of their own. Prints half a round trip (no
- * protocol between processes on these cores can be faster one way) and the cost of one CLOCK_REALTIME, in tenths of a ns.
+ * Two threads, one on each CPU, answer each other through two words on lines of their own. Prints half a round trip, the
+ * median of blocks (no protocol between processes on these cores can be faster one way), and the cost of one
+ * CLOCK_REALTIME, both in tenths of a ns.
  */
 #ifdef __linux__
 #define _GNU_SOURCE
@@ -22,6 +23,8 @@ static struct {
 } line;
 static uint64_t rounds;
 static int cpus[2];
+
+enum { BLOCKS = 1000 };
 
 static void pin(int cpu) {
 #ifdef __linux__
@@ -45,31 +48,44 @@ static void *answer(void *unused) {
     return NULL;
 }
 
+static double elapsed_ns(const struct timespec *from, const struct timespec *to) {
+    return (double)(to->tv_sec - from->tv_sec) * 1e9 + (double)(to->tv_nsec - from->tv_nsec);
+}
+
+static int by_value(const void *a, const void *b) {
+    const double x = *(const double *)a, y = *(const double *)b;
+    return (x > y) - (x < y);
+}
+
 int main(int argc, char **argv) {
     if (argc != 4) return 2;
-    rounds = strtoull(argv[1], NULL, 10);
+    rounds = strtoull(argv[1], NULL, 10) / BLOCKS * BLOCKS;
     cpus[0] = atoi(argv[2]);
     cpus[1] = atoi(argv[3]);
     pthread_t other;
     if (pthread_create(&other, NULL, answer, NULL) != 0) return 2;
     pin(cpus[0]);
-    struct timespec a = {0}, b;
-    for (uint64_t n = 1; n <= rounds; n++) {
-        if (n == rounds / 10 + 1) clock_gettime(CLOCK_MONOTONIC, &a); /* the first tenth warms up */
-        atomic_store_explicit(&line.ping, n, memory_order_release);
-        while (atomic_load_explicit(&line.pong, memory_order_acquire) != n) { }
+    struct timespec a, b;
+    double halves_ns[BLOCKS];
+    for (uint64_t block = 0, n = 1; block < BLOCKS; block++) {
+        clock_gettime(CLOCK_MONOTONIC, &a);
+        for (uint64_t i = 0; i < rounds / BLOCKS; i++, n++) {
+            atomic_store_explicit(&line.ping, n, memory_order_release);
+            while (atomic_load_explicit(&line.pong, memory_order_acquire) != n) { }
+        }
+        clock_gettime(CLOCK_MONOTONIC, &b);
+        halves_ns[block] = elapsed_ns(&a, &b) / 2 / (double)(rounds / BLOCKS);
     }
-    clock_gettime(CLOCK_MONOTONIC, &b);
     pthread_join(other, NULL);
-    const double ns = (double)(b.tv_sec - a.tv_sec) * 1e9 + (double)(b.tv_nsec - a.tv_nsec);
-    const double handover_ns = ns / 2 / (double)(rounds - rounds / 10);
+    qsort(halves_ns, BLOCKS, sizeof *halves_ns, by_value);
+    const double handover_ns = halves_ns[BLOCKS / 2];
 
     enum { CALLS = 200000 };
     struct timespec now;
     clock_gettime(CLOCK_MONOTONIC, &a);
     for (int i = 0; i < CALLS; i++) clock_gettime(CLOCK_REALTIME, &now);
     clock_gettime(CLOCK_MONOTONIC, &b);
-    const double clock_ns = ((double)(b.tv_sec - a.tv_sec) * 1e9 + (double)(b.tv_nsec - a.tv_nsec)) / CALLS;
+    const double clock_ns = elapsed_ns(&a, &b) / CALLS;
     printf("%.0f %.0f\n", handover_ns * 10, clock_ns * 10);
     return 0;
 }
