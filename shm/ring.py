@@ -13,10 +13,8 @@ never stamped, and readers stay attached throughout.
 
 from __future__ import annotations
 
-import asyncio
 import os
 from collections.abc import AsyncIterator, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -329,6 +327,9 @@ class RingReader(_ring.Reader):
 
     async def stream(self, *, slots: int = 4096) -> AsyncIterator[np.ndarray]:
         """`batches` for asyncio: a thread of its own sleeps on the ring, the event loop is never blocked."""
+        import asyncio  # 25 ms of import that a polling consumer does not need
+        from concurrent.futures import ThreadPoolExecutor
+
         loop = asyncio.get_running_loop()
         out = empty(slots)
         waiter = ThreadPoolExecutor(1, thread_name_prefix=f"wait {self.name}")
