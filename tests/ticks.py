@@ -1,4 +1,4 @@
-"""Records for tests of the cache: trades and quotes in a line each, and a cache with its rings made and driven by hand."""
+"""Records for tests of the cache: a trade or quote in a line, and a cache with its rings made and driven by hand."""
 
 from __future__ import annotations
 

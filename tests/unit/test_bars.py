@@ -275,8 +275,8 @@ def test_bars_of_the_es_trades_equal_the_captured_ones(engine_name: str, samples
     for bar in bars:
         same = captured[(numbers[bar["instrument_id"]], int(bar["ts_event"]))]
         ours = (bar["open"], bar["high"], bar["low"], bar["close"], bar["volume"])
-        theirs = tuple(x / 1e9 for x in (same.open, same.high, same.low, same.close)) + (same.volume,)  # type: ignore[attr-defined]
-        assert tuple(map(float, ours)) == theirs
+        prices = (same.open, same.high, same.low, same.close)  # type: ignore[attr-defined]
+        assert tuple(map(float, ours)) == (*(price / 1e9 for price in prices), same.volume)  # type: ignore[attr-defined]
     assert [18, 23, 175, 37] in [
         [int(bar["volume"]) for bar in bars if bar["instrument_id"] == number] for number in range(len(numbers))
     ]
