@@ -9,8 +9,8 @@
         this process --> python -m tools run --simulate (or a configuration without feeds) --> control and its workers
 
 The engine is the real one, under a name and on ports of its own. control_rss: simulated feed, after 3 s and a round of
-HTTP requests. start_time: ts_publish of record 1 of the first ingest ring, minus the time just before the process was
-started; peer: an interpreter that does nothing but import numpy and zmq, so that the share of Python itself is seen.
+HTTP requests. start_time: ts_publish of the first market record of the first ingest ring, minus the time just
+before the process was started; peer: an interpreter that does nothing but import numpy and zmq, so that the share of Python itself is seen.
 idle_cpu: user and system time of all its processes over 10 s (3 s if quick), from 2 s after the start on.
 
 Verified: the table's histories hold the newest records in order; the engine says that it is ready, publishes contiguous
@@ -39,6 +39,7 @@ from perf.rounds import Plan, Series, alternate
 from perf.stage import free_port
 from perf.ticks import ticks
 from shm.errors import ShmError
+from shm.layout import RecordType, empty
 from shm.ring import RingReader, ring_info
 from shm.segment import list_segments
 
@@ -206,18 +207,21 @@ class _Engine:
                 return
 
     def first_record_ns(self) -> int:
-        """ts_publish of record 1 of the first ingest ring; waits for it."""
+        """ts_publish of the first record of the first ingest ring that is no status; waits for it."""
         deadline = time.monotonic() + RUN_S
         while True:
             self.check()
             try:
                 if ring_info(self.name, FEED_RING).published:
                     with RingReader.attach(self.name, FEED_RING, start=1, register=False) as reader:
-                        out = np.zeros(64, dtype=reader.slots.dtype)
+                        out = empty(64)
                         got = reader.read(out)
-                    require(got > 0 and reader.gap is None, "record 1 is gone")
-                    require(bool((out["sequence"][:got] == np.arange(1, got + 1)).all()), "records are not contiguous")
-                    return int(out["ts_publish"][0])
+                        require(got > 0 and reader.gap is None, "record 1 is gone")
+                    contiguous = out["sequence"][:got] == np.arange(1, got + 1)
+                    require(bool(contiguous.all()), "records are not contiguous")
+                    market = out["ts_publish"][:got][out["record_type"][:got] != RecordType.STATUS]
+                    if len(market):
+                        return int(market[0])
             except ShmError:
                 pass  # not made yet
             require(time.monotonic() < deadline, f"no record within {RUN_S:.0f} s\n{self.output()}")
