@@ -131,11 +131,11 @@ class Health:
 def judge(
     sample: Sample,
     before: Sample,
+    *,
     workers: tuple[Expected, ...],
     feeds: tuple[FeedExpected, ...],
     watch: FeedWatch,
     limits: Limits,
-    *,
     stopping: bool = False,
 ) -> Health:
     """The engine's health at `sample`; losses and latency are those since `before`, the start of the window."""

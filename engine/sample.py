@@ -1,15 +1,18 @@
 """One look at everything the engine says about itself, and the short history from which rates follow.
 
-`take_sample` reads the status block and the rings' headers; `History` keeps the samples of the last WINDOW_S seconds, one
-a second. Health, metrics, the page and the exposition are all made from these and never look at shared memory
+`take_sample` reads the status block and the rings' headers; `History` keeps the samples of the last WINDOW_S seconds,
+one a second. Health, metrics, the page and the exposition are all made from these and never look at shared memory
 themselves. Called by the control process about once a second and on requests; no hot path is touched or slowed by it.
 """
 
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Final
+
+import psutil
 
 from shm.errors import ShmError
 from shm.histogram import HistogramView
@@ -37,6 +40,15 @@ class FeedCounts:
 
 
 @dataclass(frozen=True)
+class Resources:
+    """What the operating system says about a process. `own_bytes` is resident memory less the shared segments'."""
+
+    resident_bytes: int
+    own_bytes: int
+    cpu_s: float
+
+
+@dataclass(frozen=True)
 class Sample:
     """The state at one moment. `monotonic_s` orders samples, `now_ns` compares with times in the status block."""
 
@@ -48,6 +60,7 @@ class Sample:
     readers: dict[int, tuple[ReaderInfo, ...]]
     feeds: dict[int, FeedCounts]
     symbols: int
+    resources: dict[str, Resources] = field(default_factory=dict)
 
     def process(self, label: str) -> ProcessView | None:
         """One process by its label."""
@@ -76,7 +89,7 @@ class Sample:
 
 
 def take_sample(
-    engine: str, status: StatusBlock, ring_ids: tuple[int, ...], symbols: int, now_ns: int, monotonic_s: float
+    engine: str, status: StatusBlock, ring_ids: Iterable[int], *, symbols: int, now_ns: int, monotonic_s: float
 ) -> Sample:
     """Read everything once. A ring that can't be read (removed under us) is left out."""
     rings: dict[int, RingInfo] = {}
@@ -97,7 +110,20 @@ def take_sample(
         readers=readers,
         feeds=feed_counts(processes),
         symbols=symbols,
+        resources={process.label: used for process in processes if (used := resources_of(process.pid)) is not None},
     )
+
+
+def resources_of(pid: int) -> Resources | None:
+    """Memory and CPU time of a process; None if it is gone."""
+    try:
+        process = psutil.Process(pid)
+        with process.oneshot():
+            memory, times = process.memory_info(), process.cpu_times()
+    except psutil.Error:
+        return None
+    shared = int(getattr(memory, "shared", 0))
+    return Resources(memory.rss, max(0, memory.rss - shared), times.user + times.system)
 
 
 def feed_counts(processes: tuple[ProcessView, ...]) -> dict[int, FeedCounts]:

@@ -22,8 +22,9 @@ from engine.config import parse_bytes
 from engine.errors import AlreadyRunning, ConfigError, SharedMemoryError
 from engine.plan import CONTROL_RING, Plan
 from engine.settings import Config
-from shm.errors import LayoutMismatch, SegmentExists, SegmentMissing, ShmError, WriterBusy
+from shm.errors import BadArgument, LayoutMismatch, SegmentExists, SegmentMissing, ShmError, WriterBusy
 from shm.instruments import InstrumentTable
+from shm.latest import LatestTable
 from shm.layout import RECORD_SIZE_BYTES
 from shm.ring import RingWriter, create_ring, ring_info
 from shm.segment import list_segments, segment_exists, segment_name, unlink_segment
@@ -58,6 +59,9 @@ class Segments:
             self._wait_for_orphans(plan)
             self.adopted = self._usable(plan)
             self._open(plan)
+        except BadArgument as error:  # a size or group that the settings allow and the segment does not
+            self._undo()
+            raise ConfigError(str(error)) from error
         except ShmError as error:
             self._undo()
             raise SharedMemoryError(str(error)) from error
@@ -167,7 +171,17 @@ class Segments:
         self.status.set_engine(control_pid=os.getpid(), started_ns=time.time_ns())
 
     def _create_latest(self) -> None:
-        raise NotImplementedError
+        cache = self._config.cache
+        table = LatestTable.create(
+            self._engine,
+            instruments=cache.max_symbols,
+            depth_records=cache.records_per_instrument,
+            pool_records=parse_bytes(cache.max_l1_memory) // RECORD_SIZE_BYTES,
+            bar_intervals_s=tuple(sorted(cache.bar_intervals_s)),
+            **self._access,
+        )
+        self._made.append(table.name)
+        table.close()
 
     def _name(self, what: str) -> str:
         return segment_name(self._engine, what)
@@ -177,13 +191,21 @@ class Segments:
         for name in self._made:
             unlink_segment(name)
 
+    def give_up(self) -> None:
+        """After a start that failed later: let go, remove what this start made, leave what it found."""
+        self._close()
+        self._undo()
+
     def unlink(self) -> None:
         """After a clean stop: remove every segment of this engine."""
+        self._close()
+        for name in list_segments(self._engine):
+            unlink_segment(name)
+
+    def _close(self) -> None:
         self.status.close()
         self.instruments.close()
         self.ring.close()
-        for name in list_segments(self._engine):
-            unlink_segment(name)
 
 
 def make_runtime_dir(path: Path, *, shared: bool) -> None:

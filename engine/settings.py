@@ -128,7 +128,7 @@ class CacheSection(Struct, frozen=True, kw_only=True):
     max_symbols: Annotated[int, Meta(ge=16, le=65536, description="instruments that can have latest values and L1")] = (
         65536
     )
-    max_l1_memory: Annotated[ByteSize, Meta(description="shared memory of all L1 histories together")] = "256MB"
+    max_l1_memory: Annotated[ByteSize, Meta(description="shared memory of all L1 histories together")] = "128MiB"
     bar_intervals_s: Annotated[
         tuple[Annotated[int, Meta(ge=1, le=86400)], ...], Meta(max_length=8, description="lengths of the bars built")
     ] = (1, 60)

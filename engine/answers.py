@@ -1,0 +1,280 @@
+"""The bodies that the HTTP interface answers with: the schema at /schema is made from these.
+
+Types only. Field names are fixed by the interface document: clients of an existing system use them.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from msgspec import Meta, Struct, field
+
+Count = Annotated[int, Meta(ge=0)]
+Time = Annotated[str, Meta(description="ISO 8601 UTC with microseconds and Z")]
+
+
+class Problem(Struct, kw_only=True, omit_defaults=True):
+    """RFC 9457 problem details."""
+
+    type: str = field(default="about:blank")
+    title: Annotated[str, Meta(description="what kind of problem")]
+    status: Annotated[int, Meta(description="the HTTP status code")]
+    detail: Annotated[str, Meta(description="what went wrong here, which field and why")]
+    errors: Annotated[list[FieldError], Meta(description="one entry a field")] = field(default_factory=list)
+
+
+class FieldError(Struct, kw_only=True):
+    """One unusable value."""
+
+    field: str
+    why: str
+
+
+class CheckAnswer(Struct, kw_only=True):
+    """One judgement."""
+
+    name: Annotated[str, Meta(description="what was judged: process:LABEL, feed:NAME, ring:ID, latency")]
+    status: Literal["healthy", "degraded", "unhealthy"]
+    why: str
+
+
+class HealthAnswer(Struct, kw_only=True):
+    """GET /health."""
+
+    status: Literal["healthy", "degraded", "unhealthy"]
+    engine: Annotated[str, Meta(description="name of the engine")]
+    messages_processed: Annotated[Count, Meta(description="records published since the start")]
+    data_points_stored: Annotated[Count, Meta(description="records applied to L1 since the start")]
+    subscriptions_served: Annotated[Count, Meta(description="topics that ZeroMQ subscribers have asked for")]
+    active_feeds: Annotated[Count, Meta(description="feeds that deliver")]
+    symbols_tracked: Count
+    uptime_seconds: float
+    messagebus_connected: Annotated[bool, Meta(description="whether every fan-out process is ready")]
+    checks: Annotated[list[CheckAnswer], Meta(description="why: per process and per feed, rings, latency")]
+
+
+class LiveAnswer(Struct, kw_only=True):
+    """GET /live."""
+
+    status: Literal["alive"] = "alive"
+
+
+class ReadyAnswer(Struct, kw_only=True):
+    """GET /ready."""
+
+    status: Literal["ready", "not ready"]
+    waiting_for: Annotated[list[str], Meta(description="processes that are not ready")]
+
+
+class LatencyStats(Struct, kw_only=True):
+    """Latencies of the last seconds, milliseconds."""
+
+    min: float
+    max: float
+    avg: float
+    p50: float
+    p95: float
+    p99: float
+
+
+class ThroughputStats(Struct, kw_only=True):
+    """Rates of the last seconds."""
+
+    messages_per_second: float
+    data_points_per_second: float
+
+
+class MetricsAnswer(Struct, kw_only=True):
+    """GET /metrics."""
+
+    messages_per_second: float
+    data_points_per_second: float
+    total_messages: Count
+    total_data_points: Count
+    active_subscriptions: Count
+    active_feeds: Count
+    symbols_tracked: Count
+    latency_stats: Annotated[
+        LatencyStats, Meta(description="from the ring to the sent message, or to a reader if nobody subscribes")
+    ]
+    hops: Annotated[dict[str, LatencyStats], Meta(description="each hop: feed_latency, ring_latency, send_latency")]
+    throughput_stats: ThroughputStats
+    cache_size: Annotated[Count, Meta(description="records held in L1")]
+    cache_hit_ratio: float
+    engine_type: Literal["market_data"] = "market_data"
+    containerized: bool
+    hardware_platform: str
+
+
+class ProcessAnswer(Struct, kw_only=True):
+    """One process."""
+
+    label: str
+    role: str
+    does: Annotated[str, Meta(description="its work, in words")]
+    pid: Annotated[int, Meta(description="process id; 0 while there is no process")]
+    state: Annotated[str, Meta(description="what the process says: starting, ready, draining, stopped, failed")]
+    phase: Annotated[str, Meta(description="what its supervisor says: starting, running, waiting, stopping, stopped")]
+    alive: bool
+    core: Annotated[int, Meta(description="CPU that it is pinned to; -1 = none")]
+    placement: Annotated[str, Meta(description="what placement it got")]
+    heartbeat_age_ms: float
+    uptime_seconds: float
+    restarts: Count
+    last_end: Annotated[str, Meta(description="how its last process ended; empty if it never did")]
+    resident_bytes: Annotated[Count, Meta(description="resident memory, shared segments included")]
+    own_bytes: Annotated[Count, Meta(description="resident memory without shared pages")]
+    cpu_percent: Annotated[float, Meta(description="of one core, lately")]
+    lag: Annotated[Count, Meta(description="records that it has not read yet, over all its rings")]
+    lost: Annotated[Count, Meta(description="records that it was overrun by")]
+    rates: Annotated[dict[str, float], Meta(description="its counters of work, per second, lately")]
+    counters: dict[str, int]
+    gauges: dict[str, float | None]
+    latencies: Annotated[dict[str, LatencyStats], Meta(description="its histograms, of the last seconds")]
+
+
+class ProcessesAnswer(Struct, kw_only=True):
+    """GET /processes."""
+
+    processes: list[ProcessAnswer]
+    count: Count
+
+
+class ReaderAnswer(Struct, kw_only=True):
+    """One registered reader of a ring."""
+
+    ring: int
+    label: str
+    pid: int
+    process: Annotated[str, Meta(description="label of the engine's own process; empty for a reader from outside")]
+    alive: bool
+    cursor: Annotated[Count, Meta(description="sequence that it reads next")]
+    lag: Annotated[Count, Meta(description="published and not yet read")]
+    lost: Annotated[Count, Meta(description="overrun before they were read")]
+    overruns: Count
+    reliable: Annotated[bool, Meta(description="the writer waits for it, for a bounded time")]
+    demoted: Annotated[bool, Meta(description="was reliable, but too slow")]
+
+
+class RingAnswer(Struct, kw_only=True):
+    """One ring."""
+
+    ring: int
+    writer: str
+    role: str
+    writer_pid: int
+    writer_alive: bool
+    epoch: Annotated[Count, Meta(description="how often its writer has changed")]
+    published: Annotated[Count, Meta(description="newest sequence")]
+    depth_slots: int
+    rate: Annotated[float, Meta(description="records a second, lately")]
+
+
+class ReadersAnswer(Struct, kw_only=True):
+    """GET /readers."""
+
+    readers: list[ReaderAnswer]
+    rings: list[RingAnswer]
+    count: Count
+
+
+class SymbolsAnswer(Struct, kw_only=True):
+    """GET /symbols."""
+
+    symbols: list[str]
+    count: Count
+
+
+class FeedAnswer(Struct, kw_only=True):
+    """One feed."""
+
+    feed_id: str
+    symbol: Annotated[str, Meta(description="its symbols; * = all that the source has")]
+    data_source: str
+    data_types: list[str]
+    is_active: bool
+    last_update: Time | None
+    message_count: Count
+    error_count: Count
+    gap_count: Count
+    health_score: Annotated[float, Meta(description="1 delivers without errors, 0 does not deliver")]
+    state: Literal["waiting", "active", "stale", "down", "ended"]
+    why: str
+    process: str
+    rate: Annotated[float, Meta(description="records a second, lately")]
+
+
+class FeedsAnswer(Struct, kw_only=True):
+    """GET /feeds."""
+
+    feeds: list[FeedAnswer]
+    count: Count
+    total_messages: Count
+
+
+class DataPoint(Struct, kw_only=True):
+    """One record."""
+
+    timestamp: Annotated[str, Meta(description="the venue's time, ISO 8601 UTC with microseconds and Z")]
+    data_type: str
+    source: str
+    data: Annotated[dict[str, Any], Meta(description="the fields of its type; null = undefined")]
+    sequence: Annotated[Count, Meta(description="sequence in its ring")]
+    latency_ms: Annotated[float | None, Meta(description="how old it was when it got here")]
+    flags: list[str]
+
+
+class DataAnswer(Struct, kw_only=True):
+    """GET /data/{symbol}."""
+
+    symbol: str
+    data_type: str
+    data: Annotated[list[DataPoint], Meta(description="oldest first, the newest `limit` of them")]
+    count: Count
+
+
+class LastTradeAnswer(Struct, kw_only=True):
+    """Last trade or tick."""
+
+    price: float | None
+    size: float | None
+    timestamp: Time
+
+
+class QuoteAnswer(Struct, kw_only=True):
+    """Last quote."""
+
+    bid: float | None
+    ask: float | None
+    bid_size: float | None
+    ask_size: float | None
+
+
+class DailyStats(Struct, kw_only=True):
+    """The newest UTC day."""
+
+    open: float | None
+    high: float | None
+    low: float | None
+    close: float | None
+    volume: float | None
+    vwap: float | None
+
+
+class SnapshotBody(Struct, kw_only=True):
+    """What is known of a symbol; null where nothing was seen."""
+
+    last_trade: LastTradeAnswer | None
+    quote: QuoteAnswer | None
+    daily_stats: DailyStats | None
+
+
+class SnapshotAnswer(Struct, kw_only=True):
+    """POST /symbols/{symbol}/snapshot."""
+
+    symbol: str
+    timestamp: Time
+    snapshot: SnapshotBody
+    as_of: Annotated[
+        dict[str, int], Meta(description="ring -> sequence up to which it is complete: read on from the next one")
+    ]

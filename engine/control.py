@@ -1,0 +1,218 @@
+"""The control process from start to exit status: segments, workers, HTTP, signals, systemd.
+
+Called by engine/main.py. Order of start: check what can be wrong (ports, token, budget), take the engine's name (ring 0),
+make the segments, spawn the workers, and only while these import load the HTTP libraries. Order of stop: ingest, readers,
+HTTP, segments; 2 s altogether. The event loop is the only loop; nothing in it runs more often than five times a second.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+import resource
+import signal
+import socket
+import time
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Final
+
+from engine.access import Gate, read_token
+from engine.commands import CommandChannel
+from engine.config import is_loopback
+from engine.console import Console
+from engine.errors import EXIT_CLEAN, EXIT_INTERRUPTED
+from engine.notify import Notifier
+from engine.observer import Observer
+from engine.plan import CONTROL_LABEL, Plan, make_plan, runtime_dir
+from engine.segments import Segments, make_runtime_dir
+from engine.server import HttpServer, bind, check_free
+from engine.settings import Config
+from engine.supervisor import Supervisor, Worker
+from shm.status import ProcessState
+
+if TYPE_CHECKING:
+    from litestar import Litestar
+
+TICK_S: Final = 1.0
+STATUS_EVERY_TICKS: Final = 10
+
+
+class Control:
+    """One engine's control process."""
+
+    def __init__(self, config: Config, env: Mapping[str, str], console: Console) -> None:
+        """Check everything that can be checked without touching anything. Raises EngineError."""
+        self._config = config
+        self._console = console
+        self._notifier = Notifier(env)
+        self._stop_wanted = asyncio.Event()
+        self._stop_now = asyncio.Event()
+        self._stop_why = ""
+        self._token = read_token(config, env)
+        folder = runtime_dir(env, config.engine.name)
+        self._plan: Plan = make_plan(config, folder)
+        make_runtime_dir(folder, shared=config.rings.mode != "0600")
+        self._segments: Segments | None = None
+        self._supervisor: Supervisor | None = None
+        self._observer: Observer | None = None
+        self._server: HttpServer | None = None
+        self._commands: CommandChannel | None = None
+
+    async def run(self) -> int:
+        """Start, serve until told to stop, stop; returns the exit status. Raises EngineError if the start fails."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, self._on_signal, number)
+        try:
+            self._segments, listener = self._claim()
+            starting = asyncio.create_task(self._start(self._segments, listener))
+            stopping = asyncio.create_task(self._stop_wanted.wait())
+            await asyncio.wait([starting, stopping], return_when=asyncio.FIRST_COMPLETED)
+            if starting.done():
+                starting.result()  # raises what went wrong
+                await self._serve(stopping)
+            else:
+                starting.cancel()
+        finally:
+            interrupted = await self._shut_down()
+        return EXIT_INTERRUPTED if interrupted else EXIT_CLEAN
+
+    def _claim(self) -> tuple[Segments, socket.socket]:
+        """Ports and name: what another engine may have. The name first: it gives the better error."""
+        config, plan = self._config, self._plan
+        segments = Segments(config, plan)
+        try:
+            listener = bind(config.http.host, config.http.port, "HTTP port")
+            for kind, addresses in plan.endpoints.items():
+                for address in addresses:
+                    check_free(config.zmq.host, int(address.rpartition(":")[2]), f"ZeroMQ port ({kind})")
+        except BaseException:
+            segments.give_up()
+            raise
+        return segments, listener
+
+    async def _start(self, segments: Segments, listener: socket.socket) -> None:
+        config, plan, console = self._config, self._plan, self._console
+        console.begin(config, plan, adopted=segments.adopted)
+        self._commands = CommandChannel(plan.control_endpoint)
+        self._commands.start()
+        supervisor = Supervisor(config, plan, segments.status, segments.ring, console.worker_line)
+        self._supervisor = supervisor
+        self._observer = Observer(config, plan, segments, supervisor)
+        segments.status.set_facts(self._facts(segments))
+        workers_ready = asyncio.create_task(supervisor.start(self._announce))
+        gate = Gate(self._token, loopback=is_loopback(config.http.host), now_s=time.monotonic())
+        # The import takes a quarter of a second of one core: in a thread, so that exits are noticed meanwhile.
+        app = await asyncio.get_running_loop().run_in_executor(None, _load_app, self._observer, gate)
+        self._server = HttpServer(app, listener)
+        await self._server.start()
+        await workers_ready
+        supervisor.own.state = ProcessState.READY
+        self._observer.tick()
+        gc.collect()
+        gc.freeze()
+        console.ready(plan, os.getpid())
+        self._notifier.ready(f"{len(plan.workers)} workers, {len(plan.feeds)} feeds, {plan.http_url}")
+
+    def _announce(self, worker: Worker) -> None:
+        view = self._segments.status.process(worker.plan.label) if self._segments is not None else None
+        self._console.process(worker.plan.label, worker.pid, view.placement if view else "", worker.plan.does)
+
+    async def _serve(self, stopping: asyncio.Task[bool]) -> None:
+        """One turn a second until the stop: sample, watchdog, the end of replays."""
+        assert self._observer is not None
+        ticks = 0
+        watchdog_s = self._notifier.watchdog_s
+        turn_s = min(TICK_S, watchdog_s) if watchdog_s else TICK_S
+        next_s = time.monotonic() + TICK_S
+        while not stopping.done():
+            await asyncio.wait([stopping], timeout=turn_s)
+            if watchdog_s:
+                self._notifier.watchdog()
+            if time.monotonic() < next_s or stopping.done():
+                continue
+            next_s = time.monotonic() + TICK_S
+            ticks += 1
+            self._observer.tick()
+            if ticks % STATUS_EVERY_TICKS == 0 and self._notifier.active:
+                self._notifier.status(self._status_line())
+            if self._config.engine.exit_when_done and self._all_sent():
+                self._stop_why = "every replay has ended and has been sent"
+                self._stop_wanted.set()
+
+    def _status_line(self) -> str:
+        assert self._observer is not None
+        verdict = self._observer.health()
+        bad = [check for check in verdict.checks if check.verdict]
+        why = f": {bad[0].name} {bad[0].why}" if bad else ""
+        return f"{verdict.verdict.word}{why}; {self._observer.current().published} records"
+
+    def _all_sent(self) -> bool:
+        """Whether every replay has ended and our own readers have read all of it."""
+        assert self._observer is not None
+        assert self._supervisor is not None
+        return self._observer.replays_ended and not self._supervisor.lag(self._supervisor.reader_pids())
+
+    def _facts(self, segments: Segments) -> dict[str, object]:
+        """What tools want to know about a running engine, and a later start about a crashed one."""
+        return {
+            "http": self._plan.http_url,
+            "zmq": {name: list(addresses)[:2] for name, addresses in self._plan.endpoints.items()},
+            "ipc_dir": self._plan.ipc_dir,
+            "shape": segments.shape,
+        }
+
+    def _on_signal(self, number: signal.Signals) -> None:
+        if self._stop_wanted.is_set():
+            self._stop_now.set()
+            return
+        self._stop_why = "Ctrl-C" if number == signal.SIGINT else number.name
+        self._stop_wanted.set()
+
+    async def _shut_down(self) -> bool:
+        """Stop in order; True if a second signal cut it short."""
+        begun_s = time.monotonic()
+        if self._stop_why:
+            self._console.stopping(self._stop_why)
+        self._notifier.stopping()
+        if self._observer is not None:
+            self._observer.stopping = True
+        if self._segments is not None and self._supervisor is not None:
+            self._segments.status.set_shutdown()
+            order = asyncio.create_task(self._supervisor.stop())
+            cut = asyncio.create_task(self._stop_now.wait())
+            await asyncio.wait([order, cut], return_when=asyncio.FIRST_COMPLETED)
+            if not order.done():
+                order.cancel()
+                self._supervisor.stop_now()
+            cut.cancel()
+        if self._server is not None:
+            await self._server.stop()
+        if self._commands is not None:
+            self._commands.close()
+        published = self._observer.current().published if self._observer is not None else 0
+        if self._observer is not None:
+            self._observer.close()
+        if self._segments is not None:
+            self._segments.unlink()
+        self._notifier.close()
+        if self._stop_why:
+            self._console.stopped(published, time.monotonic() - begun_s)
+        return self._stop_now.is_set()
+
+
+def _load_app(observer: Observer, gate: Gate) -> Litestar:
+    from engine.http import make_app
+
+    return make_app(observer, gate)
+
+
+def raise_file_limit() -> None:
+    """As many open files as this user may have: each HTTP connection, ring and lock is one."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = 65536 if hard == resource.RLIM_INFINITY else min(hard, 65536)
+    if soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+__all__ = ["CONTROL_LABEL", "Control", "raise_file_limit"]

@@ -1,0 +1,467 @@
+"""The HTTP interface: routes over the observer, and the Litestar application made of them.
+
+Imported late, in the running event loop, because Litestar takes a quarter of a second: workers are spawned before.
+Routes read what the observer has sampled and the latest-value table; they never touch a ring, never wait for a worker,
+and hold no state. Errors are problem details (engine/problems.py), types are in engine/answers.py.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from importlib.resources import files
+from typing import Annotated, Any, Final, Literal
+
+from litestar import Litestar, Request, Response, get, post
+from litestar.config.response_cache import ResponseCacheConfig
+from litestar.datastructures import ResponseHeader
+from litestar.di import Provide
+from litestar.exceptions import HTTPException
+from litestar.openapi import OpenAPIConfig, ResponseSpec
+from litestar.openapi.plugins import JsonRenderPlugin
+from litestar.openapi.spec import OpenAPIMediaType, OpenAPIResponse, OpenAPIType, Schema
+from litestar.params import Parameter
+
+from engine import answers, rates
+from engine.access import Gate
+from engine.health import Verdict
+from engine.observer import FeedView, Observer
+from engine.problems import MEDIA_TYPE, Refusal, on_bug, on_http_error
+from engine.sample import HOPS, Sample
+from shm.errors import ShmError
+from shm.histogram import HistogramView
+from shm.layout import RECORD_SIZE_BYTES, TYPE_NAMES, Flag, RecordType
+from shm.message import flag_names, iso_time, news_fields, payload
+
+DataType = Literal["all", "tick", "quote", "bar", "trade", "level2", "news"]
+Symbol = Annotated[str, Parameter(max_length=32, min_length=1, description="symbol, as in GET /symbols")]
+
+_TEXT_FORMATS: Final = ("text/plain", "application/openmetrics-text")
+_PAGE: Final = (files("engine") / "static" / "index.html").read_bytes()
+_PAGE_POLICY: Final = (
+    "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; img-src data:"
+)
+
+
+@get("/", include_in_schema=False, media_type="text/html")
+async def page() -> Response[bytes]:
+    """The live page."""
+    headers = {
+        "Content-Security-Policy": _PAGE_POLICY,
+        "Cache-Control": "no-cache",
+        "X-Content-Type-Options": "nosniff",
+    }
+    return Response(_PAGE, media_type="text/html; charset=utf-8", headers=headers)
+
+
+@get(
+    "/health",
+    tags=["state"],
+    summary="Is it doing its work, and if not, why",
+    responses={503: ResponseSpec(answers.HealthAnswer, description="unhealthy", generate_examples=False)},
+)
+async def health(observer: Observer) -> Response[answers.HealthAnswer]:
+    """`status` is the worst of `checks`; 503 when unhealthy."""
+    sample, verdict = observer.current(), observer.health()
+    fanout = [p for p in sample.processes if p.role == "fanout"]
+    answer = answers.HealthAnswer(
+        status=_word(verdict.verdict),
+        engine=observer.config.engine.name,
+        messages_processed=sample.published,
+        data_points_stored=sample.total("records_applied"),
+        subscriptions_served=sample.total("subscriptions", "fanout"),
+        active_feeds=verdict.active_feeds,
+        symbols_tracked=sample.symbols,
+        uptime_seconds=round(time.monotonic() - observer.started_s, 3),
+        messagebus_connected=bool(fanout) and all(p.alive and p.state.name == "READY" for p in fanout),
+        checks=[
+            answers.CheckAnswer(name=check.name, status=_word(check.verdict), why=check.why) for check in verdict.checks
+        ],
+    )
+    return Response(answer, status_code=503 if verdict.verdict is Verdict.UNHEALTHY else 200)
+
+
+@get("/live", tags=["state"], summary="Does the control process turn")
+async def live() -> answers.LiveAnswer:
+    """200 as long as anybody answers."""
+    return answers.LiveAnswer()
+
+
+@get(
+    "/ready",
+    tags=["state"],
+    summary="Are all processes ready",
+    responses={503: ResponseSpec(answers.ReadyAnswer, description="not ready", generate_examples=False)},
+)
+async def ready(observer: Observer) -> Response[answers.ReadyAnswer]:
+    """503 while a process is starting, waiting for its restart, or stopping."""
+    workers = observer.supervisor.workers
+    waiting = [label for label, worker in workers.items() if worker.life.phase.value != "running"]
+    if observer.stopping and not waiting:
+        waiting = ["engine"]
+    answer = answers.ReadyAnswer(status="not ready" if waiting else "ready", waiting_for=waiting)
+    return Response(answer, status_code=503 if waiting else 200)
+
+
+@get("/metrics", tags=["metrics"], summary="Rates, totals, latencies")
+async def metrics(request: Request[Any, Any, Any], observer: Observer) -> Response[answers.MetricsAnswer]:
+    """JSON; with an Accept of text/plain or openmetrics the Prometheus exposition."""
+    accept = request.headers.get("accept", "")
+    if any(name in accept for name in _TEXT_FORMATS) and "application/json" not in accept:
+        return _exposition(observer, accept)
+    return Response(_metrics(observer), headers={"Vary": "Accept"})
+
+
+@get("/metrics/prometheus", tags=["metrics"], summary="The Prometheus exposition", media_type="text/plain")
+async def metrics_prometheus(request: Request[Any, Any, Any], observer: Observer) -> Response[Any]:
+    """Text format, or OpenMetrics if the Accept header names it."""
+    return _exposition(observer, request.headers.get("accept", ""))
+
+
+@get("/processes", tags=["state"], summary="Every process: core, state, heartbeat, lag, rates")
+async def processes(observer: Observer) -> answers.ProcessesAnswer:
+    """Control process and workers, in order of registration."""
+    sample = observer.current()
+    listed = [_process(observer, sample, view.label) for view in sample.processes]
+    return answers.ProcessesAnswer(processes=listed, count=len(listed))
+
+
+@get("/readers", tags=["state"], summary="Every attached reader: lag and losses")
+async def readers(observer: Observer) -> answers.ReadersAnswer:
+    """Readers that registered, the engine's own and others, and the rings they read."""
+    sample = observer.current()
+    own = {process.pid: process.label for process in sample.processes if process.alive}
+    listed = [
+        answers.ReaderAnswer(
+            ring=ring_id,
+            label=reader.label,
+            pid=reader.pid,
+            process=own.get(reader.pid, ""),
+            alive=reader.alive,
+            cursor=reader.cursor,
+            lag=reader.lag,
+            lost=reader.lost,
+            overruns=reader.overruns_polling + reader.overruns_reading,
+            reliable=reader.reliable,
+            demoted=reader.demoted,
+        )
+        for ring_id, found in sample.readers.items()
+        for reader in found
+    ]
+    before = observer.history.oldest
+    rings = []
+    for ring_id, info in sample.rings.items():
+        entry = sample.entries.get(ring_id)
+        earlier = before.rings.get(ring_id) if before is not None else None
+        rings.append(
+            answers.RingAnswer(
+                ring=ring_id,
+                writer=entry.label if entry else "",
+                role=entry.role if entry else "",
+                writer_pid=info.writer_pid,
+                writer_alive=info.writer_alive,
+                epoch=info.epoch,
+                published=info.published,
+                depth_slots=info.depth_slots,
+                rate=observer.history.rate(sample, info.published, earlier.published if earlier else 0),
+            )
+        )
+    return answers.ReadersAnswer(readers=listed, rings=rings, count=len(listed))
+
+
+@get("/symbols", tags=["data"], summary="Every symbol seen")
+async def symbols(observer: Observer) -> answers.SymbolsAnswer:
+    """In order of first sight."""
+    known = observer.segments.instruments.symbols()
+    return answers.SymbolsAnswer(symbols=known, count=len(known))
+
+
+@get("/feeds", tags=["feeds"], summary="Every feed: state, counts, why")
+async def feeds(observer: Observer) -> answers.FeedsAnswer:
+    """The configured feeds."""
+    listed = [_feed(view) for view in observer.feeds()]
+    return answers.FeedsAnswer(
+        feeds=listed, count=len(listed), total_messages=sum(feed.message_count for feed in listed)
+    )
+
+
+@get(
+    "/data/{symbol:str}",
+    tags=["data"],
+    summary="The newest records of a symbol",
+    response_headers=[ResponseHeader(name="X-Cache", description="store that answered", value="L1")],
+)
+async def data(
+    observer: Observer,
+    symbol: Symbol,
+    data_type: Annotated[DataType, Parameter(description="which records")] = "all",
+    limit: Annotated[int, Parameter(ge=1, le=100_000, description="at most so many, the newest")] = 100,
+) -> answers.DataAnswer:
+    """Oldest first, from L1. 404 for a symbol never seen."""
+    own = observer.supervisor.own
+    most = observer.config.http.max_data_records
+    if limit > most:
+        raise Refusal(422, f"limit: {limit} is more than this engine allows, {most}; see [http] max_data_records")
+    instrument_id = _instrument(observer, symbol)
+    kind = None if data_type == "all" else RecordType(TYPE_NAMES.index(data_type))
+    try:
+        records = observer.latest().history(instrument_id, limit, kind)
+    except ShmError as error:
+        raise Refusal(503, f"L1 can not be read now: {error}", {"Retry-After": "1"}) from error
+    own.counter("cache_hits" if len(records) else "cache_misses").add()
+    points = _points(records.tobytes(), symbol)
+    return answers.DataAnswer(symbol=symbol, data_type=data_type, data=points, count=len(points))
+
+
+@post("/symbols/{symbol:str}/snapshot", tags=["data"], summary="What is known of a symbol now", status_code=200)
+async def snapshot(observer: Observer, symbol: Symbol) -> answers.SnapshotAnswer:
+    """`as_of` lets a reader of the rings go on from here without gap or duplicate. 404 for a symbol never seen."""
+    instrument_id = _instrument(observer, symbol)
+    try:
+        found = observer.latest().snapshot(instrument_id)
+    except ShmError as error:
+        raise Refusal(503, f"L1 can not be read now: {error}", {"Retry-After": "1"}) from error
+    observer.supervisor.own.counter("cache_hits" if found else "cache_misses").add()
+    if found is None:
+        raise Refusal(404, f"symbol {symbol!r} has been named, but no record of it has been seen")
+    trade, quote, day = found.last_trade, found.quote, found.day
+    return answers.SnapshotAnswer(
+        symbol=symbol,
+        timestamp=iso_time(time.time_ns()),
+        snapshot=answers.SnapshotBody(
+            last_trade=answers.LastTradeAnswer(
+                price=_finite(trade.price), size=_finite(trade.size), timestamp=iso_time(trade.ts_event)
+            )
+            if trade
+            else None,
+            quote=answers.QuoteAnswer(
+                bid=_finite(quote.bid),
+                ask=_finite(quote.ask),
+                bid_size=_finite(quote.bid_size),
+                ask_size=_finite(quote.ask_size),
+            )
+            if quote
+            else None,
+            daily_stats=answers.DailyStats(
+                **{name: _finite(getattr(day, name)) for name in ("open", "high", "low", "close", "volume", "vwap")}
+            )
+            if day
+            else None,
+        ),
+        as_of={str(ring): sequence for ring, sequence in found.as_of.items()},
+    )
+
+
+def make_app(observer: Observer, gate: Gate) -> Litestar:
+    """The application. `gate` decides on each request before a route sees it."""
+
+    def before(request: Request[Any, Any, Any]) -> None:
+        own = observer.supervisor.own
+        own.counter("http_requests").add()
+        if not gate.takes(time.monotonic()):
+            raise Refusal(429, "too many requests: at most 500 a second in the long run", {"Retry-After": "1"})
+        if not gate.allows(request.url.path, request.headers.get("authorization")):
+            raise Refusal(401, "a bearer token is needed: Authorization: Bearer ...", {"WWW-Authenticate": "Bearer"})
+
+    app = Litestar(
+        [page, health, live, ready, metrics, metrics_prometheus, processes, readers, symbols, feeds, data, snapshot],
+        dependencies={"observer": Provide(lambda: observer, sync_to_thread=False)},
+        before_request=before,
+        exception_handlers={HTTPException: on_http_error, Exception: on_bug},
+        openapi_config=OpenAPIConfig(
+            title="tickengine",
+            version="1",
+            description="A market-data engine in shared memory: health, metrics and data of one engine.",
+            path="/schema",
+            render_plugins=[JsonRenderPlugin(path=["/", "/openapi.json"])],
+            use_handler_docstrings=True,
+        ),
+        logging_config=None,
+        request_max_body_size=64 * 1024,
+        response_cache_config=ResponseCacheConfig(default_expiration=None),
+        debug=False,
+    )
+    _complete_schema(app)
+    return app
+
+
+def _complete_schema(app: Litestar) -> None:
+    """Say in the schema what routes alone can't: problem details, and the second format of /metrics."""
+    schema = app.openapi_schema
+    text = OpenAPIMediaType(schema=Schema(type=OpenAPIType.STRING))
+    for path, item in (schema.paths or {}).items():
+        for operation in (item.get, item.post):
+            if operation is None or operation.responses is None:
+                continue
+            operation.responses.pop("400", None)
+            problems = {401: "a bearer token is needed", 429: "too many requests", 500: "a fault of the engine"}
+            if operation.parameters:
+                problems |= {404: "a symbol never seen", 422: "an unusable value", 503: "can not be read now"}
+            for status, words in problems.items():
+                content = {MEDIA_TYPE: OpenAPIMediaType(schema=_problem_schema())}
+                operation.responses.setdefault(str(status), OpenAPIResponse(description=words, content=content))
+            success = operation.responses.get("200")
+            if path.startswith("/metrics") and isinstance(success, OpenAPIResponse) and success.content is not None:
+                success.content["text/plain"] = text
+                success.content["application/openmetrics-text"] = text
+
+
+def _problem_schema() -> Schema:
+    string = Schema(type=OpenAPIType.STRING)
+    field_error = Schema(
+        type=OpenAPIType.OBJECT, properties={"field": string, "why": string}, required=["field", "why"]
+    )
+    return Schema(
+        type=OpenAPIType.OBJECT,
+        description="RFC 9457 problem details",
+        properties={
+            "type": string,
+            "title": string,
+            "status": Schema(type=OpenAPIType.INTEGER),
+            "detail": string,
+            "errors": Schema(type=OpenAPIType.ARRAY, items=field_error),
+        },
+        required=["title", "status", "detail"],
+    )
+
+
+def _word(verdict: Verdict) -> Literal["healthy", "degraded", "unhealthy"]:
+    words: tuple[Literal["healthy", "degraded", "unhealthy"], ...] = ("healthy", "degraded", "unhealthy")
+    return words[verdict]
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _stats(view: HistogramView) -> answers.LatencyStats:
+    return answers.LatencyStats(**rates.latency_ms(view))
+
+
+def _exposition(observer: Observer, accept: str) -> Response[Any]:
+    from engine.exposition import render
+
+    body, content_type = render(observer.collector(), accept)
+    return Response(body, media_type=content_type, headers={"Vary": "Accept"})
+
+
+def _metrics(observer: Observer) -> answers.MetricsAnswer:
+    from engine.exposition import cache_hit_ratio
+
+    sample, history = observer.current(), observer.history
+    messages, stored = rates.messages_rate(history, sample), rates.stored_rate(history, sample)
+    try:
+        held = observer.latest().records_held()
+    except ShmError:
+        held = 0
+    return answers.MetricsAnswer(
+        messages_per_second=messages,
+        data_points_per_second=stored,
+        total_messages=sample.published,
+        total_data_points=sample.total("records_applied"),
+        active_subscriptions=sample.total("subscriptions", "fanout"),
+        active_feeds=observer.health().active_feeds,
+        symbols_tracked=sample.symbols,
+        latency_stats=_stats(rates.end_to_end(history, sample)),
+        hops={name: _stats(rates.window(history, sample, name)) for name in HOPS},
+        throughput_stats=answers.ThroughputStats(messages_per_second=messages, data_points_per_second=stored),
+        cache_size=held,
+        cache_hit_ratio=cache_hit_ratio(sample),
+        containerized=rates.containerized(),
+        hardware_platform=observer.config.engine.hardware_platform,
+    )
+
+
+def _process(observer: Observer, sample: Sample, label: str) -> answers.ProcessAnswer:
+    view = sample.process(label)
+    assert view is not None
+    worker = observer.supervisor.workers.get(label)
+    before = observer.history.oldest
+    earlier = before.process(label) if before is not None else None
+    used = sample.resources.get(label)
+    used_before = before.resources.get(label) if before is not None and earlier and earlier.pid == view.pid else None
+    cpu_s = used.cpu_s - used_before.cpu_s if used and used_before else 0.0
+    own = [reader for found in sample.readers.values() for reader in found if reader.pid == view.pid and view.alive]
+    latencies = {}
+    for name, histogram in view.histograms.items():
+        past = earlier.histograms.get(name) if earlier is not None else None
+        latencies[name] = _stats(histogram - past if past is not None else histogram)
+    return answers.ProcessAnswer(
+        label=label,
+        role=view.role,
+        does=worker.plan.does if worker else "supervises, serves HTTP",
+        pid=worker.pid if worker else view.pid,
+        state=view.state.name.lower(),
+        phase=worker.life.phase.value if worker else "running",
+        alive=view.alive,
+        core=view.core,
+        placement=view.placement,
+        heartbeat_age_ms=max(0.0, (sample.now_ns - view.heartbeat_ns) / 1e6),
+        uptime_seconds=max(0.0, (sample.now_ns - view.started_ns) / 1e9),
+        restarts=worker.life.restarts if worker else 0,
+        last_end=worker.last_end if worker else "",
+        resident_bytes=used.resident_bytes if used else 0,
+        own_bytes=used.own_bytes if used else 0,
+        cpu_percent=round(100 * cpu_s / observer.history.window_s(sample), 2),
+        lag=sum(reader.lag for reader in own),
+        lost=view.counters.get("records_lost", 0),
+        rates=rates.process_rates(observer.history, sample, label),
+        counters={name: value for name, value in view.counters.items() if not name.startswith("feed.")},
+        gauges={name: _finite(value) for name, value in view.gauges.items() if not name.startswith("feed.")},
+        latencies=latencies,
+    )
+
+
+def _feed(view: FeedView) -> answers.FeedAnswer:
+    score = 1.0 - min(1.0, view.errors / view.records) if view.records else 0.0
+    return answers.FeedAnswer(
+        feed_id=view.spec.name,
+        symbol=",".join(view.spec.symbols) or "*",
+        data_source=view.spec.source,
+        data_types=list(view.spec.data_types) or ["all"],
+        is_active=view.active,
+        last_update=iso_time(view.last_update_ns) if view.last_update_ns else None,
+        message_count=view.records,
+        error_count=view.errors,
+        gap_count=view.gaps,
+        health_score=score if view.state in ("active", "ended") else 0.0,
+        state=view.state,  # type: ignore[arg-type]  # feed_state gives no other words
+        why=view.why,
+        process=view.label,
+        rate=view.rate,
+    )
+
+
+def _instrument(observer: Observer, symbol: str) -> int:
+    instrument_id = observer.segments.instruments.find(symbol)
+    if instrument_id is None:
+        raise Refusal(404, f"symbol {symbol!r} has never been seen; GET /symbols lists those that have")
+    return instrument_id
+
+
+def _points(raw: bytes, symbol: str) -> list[answers.DataPoint]:
+    """Records in words. The pieces of one news item become one point."""
+    points: list[answers.DataPoint] = []
+    pieces: list[bytes] = []
+    for at in range(0, len(raw), RECORD_SIZE_BYTES):
+        record = raw[at : at + RECORD_SIZE_BYTES]
+        flags = int.from_bytes(record[38:40], "little")
+        if record[36] == RecordType.NEWS:
+            pieces.append(record)
+            if flags & Flag.CONTINUES:
+                continue
+        found = payload(pieces[0] if pieces else record, symbol)
+        fields = news_fields(pieces) if pieces else found["data"]
+        pieces = []
+        points.append(
+            answers.DataPoint(
+                timestamp=fields.pop("timestamp"),
+                data_type=found["data_type"],
+                source=found["source"],
+                data=fields,
+                sequence=found["sequence"],
+                latency_ms=found["latency_ms"],
+                flags=flag_names(flags),
+            )
+        )
+    return points

@@ -1,0 +1,219 @@
+"""What the control process knows about its engine at any moment: samples, health, feeds, alerts.
+
+`tick` is called once a second by engine/control.py; HTTP routes ask for the rest. It reads the status block and rings
+through engine/sample.py, judges through engine/health.py, and writes nothing but latency alerts into ring 0.
+"""
+
+from __future__ import annotations
+
+import mmap
+import time
+from dataclasses import dataclass
+from typing import Final
+
+from engine import rates
+from engine.exposition import FeedLabel, SampleCollector
+from engine.health import Check, Expected, FeedExpected, FeedWatch, Health, Limits, feed_state, judge
+from engine.lifecycle import Phase
+from engine.plan import Plan
+from engine.sample import WINDOW_S, History, Sample, take_sample
+from engine.segments import Segments
+from engine.settings import Config
+from engine.supervisor import Supervisor
+from shm.errors import ShmError
+from shm.latest import LatestTable
+from shm.layout import StatusCode
+from shm.ring import status_record
+from workers.spec import FeedSpec
+
+MAX_AGE_S: Final = 0.25  # a request is answered from a sample at most this old
+ALERT_EVERY_S: Final = 10.0
+
+
+@dataclass(frozen=True)
+class FeedView:
+    """One feed, for the API."""
+
+    spec: FeedSpec
+    state: str
+    active: bool
+    last_update_ns: int
+    records: int
+    errors: int
+    gaps: int
+    rate: float
+    why: str
+    label: str
+
+
+class Observer:
+    """Eyes of the control process."""
+
+    def __init__(self, config: Config, plan: Plan, segments: Segments, supervisor: Supervisor) -> None:
+        """Nothing is read yet."""
+        self.config = config
+        self.plan = plan
+        self.segments = segments
+        self.supervisor = supervisor
+        self.history = History()
+        self.stopping = False
+        self.started_s = time.monotonic()
+        self._watch = FeedWatch()
+        self._current: Sample | None = None
+        self._restarts: list[tuple[float, dict[str, int]]] = []
+        self._alerted_s = -ALERT_EVERY_S
+        self._latest: LatestTable | None = None
+        self.limits = Limits(
+            heartbeat_timeout_s=config.supervisor.heartbeat_timeout_s,
+            stale_factor=config.health.stale_factor,
+            stale_floor_s=config.health.stale_floor_s,
+            first_data_s=config.health.first_data_s,
+            latency_alert_ms=config.health.latency_alert_ms,
+        )
+        labels = {
+            feed.feed_id: worker.label for worker in plan.workers for feed in getattr(worker.settings, "feeds", ())
+        }
+        self.expected = tuple(FeedExpected(feed.feed_id, feed.name, labels[feed.feed_id]) for feed in plan.feeds)
+
+    def tick(self) -> None:
+        """Once a second: a sample for the history, the feeds' cadence, alerts."""
+        sample = self._take()
+        self.history.add(sample)
+        self._watch.observe(sample, self.expected)
+        self._restarts.append((sample.monotonic_s, self._restart_counts()))
+        while len(self._restarts) > 2 and sample.monotonic_s - self._restarts[0][0] > WINDOW_S:
+            self._restarts.pop(0)
+        self._alert(sample)
+
+    def current(self) -> Sample:
+        """A sample at most MAX_AGE_S old."""
+        if self._current is None or time.monotonic() - self._current.monotonic_s > MAX_AGE_S:
+            return self._take()
+        return self._current
+
+    def health(self) -> Health:
+        """The verdict on this moment."""
+        sample = self.current()
+        before = self.history.oldest or sample
+        return judge(
+            sample,
+            before,
+            workers=self._workers(),
+            feeds=self.expected,
+            watch=self._watch,
+            limits=self.limits,
+            stopping=self.stopping,
+        )
+
+    def feeds(self) -> list[FeedView]:
+        """Every feed of the plan."""
+        sample = self.current()
+        whys = {check.name: check for check in self.health().checks}
+        views = []
+        for spec, expected in zip(self.plan.feeds, self.expected, strict=True):
+            counts = sample.feeds.get(spec.feed_id)
+            state = feed_state(sample, expected, self._watch, self.limits)
+            views.append(
+                FeedView(
+                    spec=spec,
+                    state=state,
+                    active=state == "active",
+                    last_update_ns=counts.last_update_ns if counts else 0,
+                    records=counts.records if counts else 0,
+                    errors=counts.errors if counts else 0,
+                    gaps=counts.gaps if counts else 0,
+                    rate=rates.feed_rate(self.history, sample, spec.feed_id),
+                    why=whys[f"feed:{spec.name}"].why,
+                    label=expected.label,
+                )
+            )
+        return views
+
+    def collector(self) -> SampleCollector:
+        """The exposition of this moment."""
+        sample = self.current()
+        feeds = {
+            view.spec.feed_id: FeedLabel(view.spec.name, view.spec.source, view.rate, view.active)
+            for view in self.feeds()
+        }
+        rate = rates.messages_rate(self.history, sample)
+        return SampleCollector(sample, feeds, self._restart_counts(), rate)
+
+    @property
+    def replays_ended(self) -> bool:
+        """Whether there are feeds, and all of them have come to their end."""
+        sample = self.current()
+        ended = [counts.ended for counts in sample.feeds.values()]
+        return len(ended) == len(self.plan.feeds) > 0 and all(ended)
+
+    def latest(self) -> LatestTable:
+        """The latest-value table, attached read-only at first use. ShmError if it can't be."""
+        if self._latest is None:
+            self._latest = LatestTable.attach(self.config.engine.name)
+            forget_pages(self._latest.segment.buf)
+        return self._latest
+
+    def close(self) -> None:
+        """Let go of the latest-value table."""
+        if self._latest is not None:
+            self._latest.close()
+            self._latest = None
+
+    def _take(self) -> Sample:
+        self._current = take_sample(
+            self.config.engine.name,
+            self.segments.status,
+            [ring.ring_id for ring in self.plan.rings],
+            symbols=len(self.segments.instruments),
+            now_ns=time.time_ns(),
+            monotonic_s=time.monotonic(),
+        )
+        return self._current
+
+    def _restart_counts(self) -> dict[str, int]:
+        return {label: worker.life.restarts for label, worker in self.supervisor.workers.items()}
+
+    def _workers(self) -> tuple[Expected, ...]:
+        before = self._restarts[0][1] if self._restarts else {}
+        return tuple(
+            Expected(
+                label=label,
+                phase=worker.life.phase.value,
+                failed=worker.life.failed and worker.life.phase is not Phase.STOPPED,
+                restarts=worker.life.restarts,
+                last_end=worker.last_end,
+                recent=worker.life.restarts > before.get(label, worker.life.restarts),
+            )
+            for label, worker in self.supervisor.workers.items()
+        )
+
+    def _alert(self, sample: Sample) -> None:
+        """Tell subscribers of `marketdata.latency.alert` when records take too long to their readers."""
+        limit_ms = self.limits.latency_alert_ms
+        if not limit_ms or sample.monotonic_s - self._alerted_s < ALERT_EVERY_S:
+            return
+        view = rates.window(self.history, sample, "ring_latency")
+        p99_ms = view.percentile(99) / 1e6 if view.count else 0.0
+        if p99_ms > limit_ms:
+            self._alerted_s = sample.monotonic_s
+            text = f"p99 {p99_ms:.0f} ms > {limit_ms:g} ms"
+            try:
+                self.segments.ring.publish(status_record(StatusCode.LATENCY_ALERT, text=text))
+            except ShmError:  # the ring is gone: the engine is stopping
+                return
+
+
+def checks_of(health: Health, prefix: str) -> list[Check]:
+    """The checks about one kind of thing, e.g. "process:"."""
+    return [check for check in health.checks if check.name.startswith(prefix)]
+
+
+def forget_pages(buffer: memoryview) -> None:
+    """Drop a shared mapping's pages from this process's tables; the data stays, a later look maps it again.
+
+    Segments are mapped whole and pre-faulted, which is right for those who stream through them. The control process
+    looks at a few entries now and then: its resident memory should not show gigabytes that it does not use.
+    """
+    mapping = buffer.obj
+    if isinstance(mapping, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
+        mapping.madvise(mmap.MADV_DONTNEED)
