@@ -504,6 +504,11 @@ cdef class Router:
         ]
 
     @property
+    def frame_records_total(self):
+        """Records in the raw frames of the last turn; one that two topics carry counts twice."""
+        return (self.frame_to - self.out - HEADER_BYTES * <int64_t>self.frame_count) // RECORD_BYTES
+
+    @property
     def batch_records(self):
         """Records of the last turn that belong to this shard."""
         return self.batch_count

@@ -3,7 +3,7 @@
     /tk.NAME.topic
         0        header    magic (stored last), version, shards, turn_records
         16384    topics    u64 [6 record types][65536 instruments]: last number used in the topic
-        ...      shards    one block each: u64 cursor[16], u64 shard_topic[4], u64 logged, log of (word, value)
+        ...      shards    one block each: u64 cursor[16], shard_topic[4], logged, ring_created_ns[16], redo log
 
 Fan-out is at-most-once with exact accounting. Before a turn's messages are sent, everything that the turn changes --
 the ring's cursor, the number of each topic it touched -- is written to the shard's redo log as absolute values, the log
@@ -14,11 +14,13 @@ resumes at the cursor: no record is ever sent twice, and what was in flight is a
 Only order against a kill matters here, not against another core: one process at a time owns a shard (`claim`), and the
 memory itself survives. A crash of the machine loses segment, rings and subscribers together.
 
-The control process creates the table; fan-out workers use it; others may look. It never sends anything.
+The first fan-out worker of an engine makes the table, all of them use it, others may look; an engine that starts anew
+removes it. It never sends anything.
 """
 
 from __future__ import annotations
 
+import time
 from typing import Final
 
 import numpy as np
@@ -44,6 +46,7 @@ TOPICS: Final = SYMBOL_TOPICS + 4
 # Words of a shard's block.
 SHARD_TOPIC_WORD: Final = MAX_RINGS
 LOGGED_WORD: Final = MAX_RINGS + 4
+RING_CREATED_WORD: Final = 24
 LOG_WORD: Final = 64
 LOG_SPARE: Final = 16  # entries beyond one a record: the cursor, the shard's own topics
 
@@ -164,21 +167,38 @@ class TopicTable:
             raise BadArgument(f"shard is {shard}, the table has shards 0 to {self.shards - 1}")
         return _SHARDS_WORD + shard * _block_words(self.turn_records)
 
-    def claim(self, shard: int) -> None:
-        """Become the one process that advances this shard, until `close`. WriterBusy if another live one is."""
-        lock = ByteLock(self._segment.name, shard)
+    def claim(self, shard: int, timeout_s: float = 0.0) -> None:
+        """Become the one process that advances this shard, until `close`.
+
+        WriterBusy if another live one still is after `timeout_s` seconds: one that was told to end may need a moment.
+        """
         self.block_word(shard)
-        if not lock.try_acquire():
-            raise WriterBusy(f"shard {shard} of {self._segment.name} has a fan-out process already")
+        lock = ByteLock(self._segment.name, shard)
+        deadline = time.monotonic() + timeout_s
+        while not lock.try_acquire():
+            if time.monotonic() >= deadline:
+                raise WriterBusy(f"shard {shard} of {self._segment.name} has a fan-out process already")
+            time.sleep(0.01)
         self._locks.append(lock)
 
-    def cursor(self, shard: int, ring_id: int) -> int:
-        """Sequence that this shard reads next from a ring; 0 = it never read it."""
-        return int(self.words[self.block_word(shard) + ring_id])
+    def cursor(self, shard: int, ring_id: int, ring_created_ns: int) -> int:
+        """Sequence that this shard reads next from a ring; 0 = it never read this one.
 
-    def forget_ring(self, shard: int, ring_id: int) -> None:
-        """Start over with a ring that was made anew; only the owner of the shard may."""
-        self.words[self.block_word(shard) + ring_id] = 0
+        Args:
+            ring_created_ns: when the ring was made (`shm.ring.RingInfo`); the cursor of an earlier one is of no use.
+        """
+        block = self.block_word(shard)
+        if int(self.words[block + RING_CREATED_WORD + ring_id]) != ring_created_ns:
+            return 0
+        return int(self.words[block + ring_id])
+
+    def set_cursor(self, shard: int, ring_id: int, ring_created_ns: int, cursor: int) -> None:
+        """Start reading a ring at `cursor`; later moves are the router's. Only the owner of the shard may."""
+        block = self.block_word(shard)
+        # In this order a kill leaves a cursor of 0, "never read", and not one that belongs to another ring.
+        self.words[block + ring_id] = 0
+        self.words[block + RING_CREATED_WORD + ring_id] = ring_created_ns
+        self.words[block + ring_id] = cursor
 
     def sequence(self, topic: int, shard: int = 0) -> int:
         """Number of the last record of a topic (0 = none yet), by its index; `shard` matters from BATCH on."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import numpy as np
 import pytest
 
 from shm.errors import BadArgument, LayoutMismatch, SegmentExists, SegmentMissing, WriterBusy
@@ -21,13 +20,13 @@ def table(engine_name: str) -> Iterator[TopicTable]:
 
 def test_table_is_found_again_with_what_it_held(engine_name: str, table: TopicTable) -> None:
     table.words[table.topics_word + topic_index(RecordType.QUOTE, 5)] = 77
-    table.words[table.block_word(1) + 3] = 9
+    table.set_cursor(1, 3, 1000, 9)
     table.words[table.block_word(1) + topics.SHARD_TOPIC_WORD] = 11
 
     with TopicTable.attach(engine_name) as again:
         assert (again.shards, again.turn_records) == (2, 100)
         assert again.sequence(topic_index(RecordType.QUOTE, 5)) == 77
-        assert (again.cursor(1, 3), again.cursor(0, 3)) == (9, 0)
+        assert (again.cursor(1, 3, 1000), again.cursor(0, 3, 1000)) == (9, 0)
         assert (again.sequence(topics.BATCH, 1), again.sequence(topics.BATCH, 0)) == (11, 0)
 
 
@@ -58,10 +57,10 @@ def test_one_process_owns_a_shard_until_it_closes(engine_name: str, table: Topic
 
 
 def test_create_or_attach_adopts_what_is_there_if_it_fits(engine_name: str, table: TopicTable) -> None:
-    table.words[table.block_word(0)] = 5
+    table.set_cursor(0, 0, 1000, 5)
 
     with TopicTable.create_or_attach(engine_name, shards=2, turn_records=100) as adopted:
-        assert adopted.cursor(0, 0) == 5
+        assert adopted.cursor(0, 0, 1000) == 5
     with pytest.raises(LayoutMismatch, match=r"2 shards and turns of 100.*wanted are 3 and 100"):
         TopicTable.create_or_attach(engine_name, shards=3, turn_records=100)
     with pytest.raises(SegmentExists):
@@ -99,7 +98,10 @@ def test_unknown_shard_is_refused(table: TopicTable) -> None:
         table.block_word(2)
 
 
-def test_forgotten_ring_starts_over(table: TopicTable) -> None:
-    table.words[table.block_word(0) + 4] = np.uint64(12)
-    table.forget_ring(0, 4)
-    assert table.cursor(0, 4) == 0
+def test_cursor_of_a_ring_that_was_made_anew_is_forgotten(table: TopicTable) -> None:
+    table.set_cursor(0, 4, ring_created_ns=1000, cursor=12)
+
+    assert table.cursor(0, 4, ring_created_ns=1000) == 12
+    assert table.cursor(0, 4, ring_created_ns=2000) == 0
+    table.set_cursor(0, 4, ring_created_ns=2000, cursor=1)
+    assert table.cursor(0, 4, ring_created_ns=2000) == 1

@@ -1,0 +1,78 @@
+"""Records as msgpack and JSON messages: {topic, payload}, one message a record (api.md, "ZeroMQ topics").
+
+Called by fan-out for the records of topics that somebody subscribed to on those endpoints, and for no others. News that
+goes over several records becomes one message, sent when its last record comes; its numbers are those of the first.
+It keeps the unfinished news items, at most MAX_OPEN_NEWS of them, and nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Final
+
+import msgspec
+
+from shm.layout import RECORD_SIZE_BYTES, Flag, RecordType
+from shm.message import news_fields, payload_at
+
+MAX_OPEN_NEWS: Final = 1024
+MAX_NEWS_RECORDS: Final = 4096  # 256 KiB of text; what is longer becomes several messages
+
+_TYPE_OFFSET: Final = 36
+_FLAGS_OFFSET: Final = 38
+
+encode_json: Final = msgspec.json.Encoder().encode
+encode_msgpack: Final = msgspec.msgpack.Encoder().encode
+
+
+class MessageBuilder:
+    """Turns records into messages; keeps what news items still lack."""
+
+    def __init__(self) -> None:
+        """Start with no news item open."""
+        self._open: dict[tuple[int, int], tuple[dict[str, Any], list[bytes]]] = {}
+        self.unfinished = 0  # news items given up because their end never came
+
+    def build(
+        self,
+        records: bytes | memoryview,
+        listed: list[tuple[int, int, int]],
+        ring: int,
+        names: dict[int, bytes],
+        symbols: dict[int, str | None],
+    ) -> Iterator[tuple[int, dict[str, Any]]]:
+        """(topic index, message) of the records in `listed`, in order.
+
+        Args:
+            records: the turn's records as bytes.
+            listed: (index of the record in the turn, topic index, topic number), as `Router.encode_list` gives it.
+            ring: where the records come from.
+            names, symbols: topic and symbol of each topic index.
+        """
+        for index, topic, number in listed:
+            at = index * RECORD_SIZE_BYTES
+            found: dict[str, Any] | None
+            if records[at + _TYPE_OFFSET] == RecordType.NEWS:
+                found = self._news(records[at : at + RECORD_SIZE_BYTES], ring, topic, symbols[topic], number)
+            else:
+                found = payload_at(records, at, symbols[topic], number)
+            if found is not None:
+                yield topic, {"topic": names[topic].decode(), "payload": found}
+
+    def _news(
+        self, record: bytes | memoryview, ring: int, topic: int, symbol: str | None, number: int
+    ) -> dict[str, Any] | None:
+        goes_on = int.from_bytes(record[_FLAGS_OFFSET : _FLAGS_OFFSET + 2], "little") & Flag.CONTINUES
+        payload, pieces = self._open.pop((ring, topic), (None, []))
+        if payload is None:
+            payload = payload_at(record, 0, symbol, number)
+        pieces.append(bytes(record))
+        if goes_on and len(pieces) < MAX_NEWS_RECORDS:
+            if len(self._open) >= MAX_OPEN_NEWS:
+                self._open.pop(next(iter(self._open)))
+                self.unfinished += 1
+            self._open[ring, topic] = payload, pieces
+            return None
+        payload["data"] = news_fields(pieces)
+        payload["flags"] = tuple(name for name in payload["flags"] if name != "CONTINUES")
+        return payload

@@ -1,0 +1,311 @@
+"""Fan-out: the worker that takes records from rings and publishes them on ZeroMQ. `python -m workers.fanout`.
+
+    rings --> read --> route (workers/_route.pyx) --> commit (workers/topics.py) --> raw      XPUB  header + records
+                                                                               `---> msgpack  XPUB  a message a record
+                                                                                `--> json     XPUB  a message a record
+
+One turn takes what one ring has, up to `batch_slots` records, groups it by topic, commits numbers and cursor, sends. An
+idle engine so sends a record a message, at once; a busy one as many as have come meanwhile: nothing waits for a batch
+to fill. Nothing is grouped or encoded for a topic that nobody subscribed to.
+
+What is lost, and how it shows:
+    slow subscriber     workers/outlet.py drops for that one; a hole in its topic numbers; `messages_dropped`
+    this process killed what was committed and not sent; a hole of known size in the topic numbers
+    overrun by a ring   the lost records' topics are unknown, so no number can tell: a status record GAP with ring and
+                        range on marketdata.feed.status, Flag.GAP_BEFORE on the next record; `gaps`, `records_lost`
+    too much to encode  beyond ENCODE_RECORDS a turn the older ones are left out: raw subscribers must not pay for
+                        JSON; a hole in the numbers that the messages carry; `messages_dropped`
+
+Started by the control process (workers/runtime.py); it publishes no ring and blocks on no subscriber.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import Final
+
+import numpy as np
+import zmq
+
+from shm.errors import BadArgument, SegmentMissing
+from shm.instruments import InstrumentTable
+from shm.layout import RecordType, Source, StatusCode, empty
+from shm.ring import RingReader, RingSet, ring_info
+from workers import topics as topic_table
+from workers._route import JSON, MSGPACK, RAW, RESOLVED, Router
+from workers.encode import MessageBuilder, encode_json, encode_msgpack
+from workers.outlet import Outlet
+from workers.runtime import MAX_WAIT_S, Runtime, main
+from workers.spec import FanoutSettings
+from workers.topics import BATCH, INSTRUMENTS, SYMBOL_TOPICS, TopicTable
+from workers.wire import ALERT_TOPIC, BATCH_TOPIC, ERROR_TOPIC, STATUS_TOPIC, symbol_topic
+
+FRAME_RECORDS: Final = 256  # 32 KiB: what a slow subscriber loses at a time, and `send_hwm` counts
+ENCODE_RECORDS: Final = 2048  # about 15 ms of encoding
+SUBSCRIPTIONS_NS: Final = 2_000_000  # how often a busy fan-out looks for subscriptions; an idle one does at every wake
+DRAIN_S: Final = 0.5
+LINGER_S: Final = 0.4
+CLAIM_S: Final = 3.0  # an orphan of a killed engine may need as long to go
+
+_SHARD_TOPICS: Final = {
+    topic_table.BATCH: BATCH_TOPIC,
+    topic_table.STATUS: STATUS_TOPIC,
+    topic_table.ERROR: ERROR_TOPIC,
+    topic_table.ALERT: ALERT_TOPIC,
+}
+
+log = logging.getLogger("fanout")
+
+
+def endpoints(settings: FanoutSettings, kind: str, port: int) -> list[str]:
+    """Where this shard's outlet of that kind ("raw", "msgpack", "json") listens; none if its port is 0."""
+    if port == 0:
+        return []
+    found = [f"tcp://{settings.host}:{port + settings.shard}"]
+    if settings.ipc_dir:
+        found.append(f"ipc://{settings.ipc_dir}/{settings.engine}.{kind}.{settings.shard}")
+    return found
+
+
+class Fanout:
+    """One shard at work: its readers, its router, its outlets."""
+
+    def __init__(self, runtime: Runtime[FanoutSettings]) -> None:
+        """Attach to the engine, claim the shard, resume at its cursors, bind the endpoints.
+
+        Raises:
+            ShmError: a segment is missing or does not fit, or another process has the shard (WriterBusy).
+            WorkerError: an endpoint can't be bound.
+        """
+        self._settings = settings = runtime.settings
+        self._runtime = runtime
+        self._instruments = InstrumentTable.attach(settings.engine)
+        self._table = _open_table(settings)
+        self._table.claim(settings.shard, CLAIM_S)
+        self._router = Router(self._table, settings.shard, frame_records=FRAME_RECORDS)
+        self._turn_records = min(settings.batch_slots, self._table.turn_records)
+        self._records = empty(self._turn_records)
+        self._records_view = memoryview(self._records.view(np.uint8).data)
+        self._own = empty(1)
+        self._readers = RingSet(self._attach(ring) for ring in settings.rings)
+        self._names: dict[int, bytes] = {topic: name.encode() for topic, name in _SHARD_TOPICS.items()}
+        self._symbols: dict[int, str | None] = dict.fromkeys(_SHARD_TOPICS)
+        self._builder = MessageBuilder()
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self._outlets: dict[int, Outlet] = {}
+        for bit, kind, port in (
+            (RAW, "raw", settings.raw_port),
+            (MSGPACK, "msgpack", settings.msgpack_port),
+            (JSON, "json", settings.json_port),
+        ):
+            if listens := endpoints(settings, kind, port):
+                self._outlets[bit] = Outlet(self._context, listens, settings.send_hwm)
+                log.info("%s on %s", kind, ", ".join(listens))
+        self._raw = self._outlets.get(RAW)
+        self._look_again_ns = 0
+        self._decide_shard_topics()
+        counter = runtime.status.counter
+        self._records_read = counter("records_read")
+        self._records_lost = counter("records_lost")
+        self._gaps = counter("gaps")
+        self._records_sent = counter("records_sent")
+        self._messages_sent = counter("messages_sent")
+        self._messages_dropped = counter("messages_dropped")
+        self._messages_encoded = counter("messages_encoded")
+        self._bytes_sent = counter("bytes_sent")
+        self._subscriptions = counter("subscriptions")
+        self._unroutable = counter("records_unroutable")
+        self._ring_latency = runtime.status.histogram("ring_latency")
+        self._send_latency = runtime.status.histogram("send_latency")
+        self._not_encoded = 0
+        self._subscriptions.set(0)
+        self._before = tuple(c.value for c in (self._messages_sent, self._messages_dropped, self._bytes_sent))
+
+    def _attach(self, ring: int) -> RingReader:
+        """A reader of the ring at this shard's cursor, or where the settings say if it has none."""
+        settings = self._settings
+        reader = RingReader.attach(
+            settings.engine, ring, start=settings.start, label=settings.label, reliable=settings.reliable
+        )
+        created_ns = ring_info(settings.engine, ring).created_ns
+        cursor = self._table.cursor(settings.shard, ring, created_ns)
+        if cursor == 0:
+            self._table.set_cursor(settings.shard, ring, created_ns, reader.sequence)
+        else:
+            try:
+                reader.seek(cursor)
+            except BadArgument:
+                # Records are stamped before the header's `published` moves: their writer was killed in between, and
+                # this shard has sent them.
+                reader._set_position(cursor)
+            log.info("ring %d: resuming at %d", ring, cursor)
+        return reader
+
+    def run(self) -> None:
+        """Turn after turn, until the runtime says stop; then what the rings still hold."""
+        runtime, readers = self._runtime, self._readers
+        while not runtime.stopping:
+            if not self.turn():
+                self.look_for_subscriptions()
+                readers.wait(MAX_WAIT_S)
+        deadline = time.monotonic() + DRAIN_S
+        while self.turn() and time.monotonic() < deadline:
+            pass
+
+    def turn(self) -> int:
+        """Take what each ring has, a ring after the other, and send it. Returns how many records that were."""
+        taken = 0
+        for reader in self._readers:
+            count = reader.read(self._records, self._turn_records)
+            if count:
+                taken += count
+                if reader.gap is not None:
+                    self._announce(reader.ring_id, *reader.gap)
+                self._forward(reader.ring_id, reader.sequence, count)
+        now_ns = time.time_ns()
+        self._runtime.beat(now_ns)
+        if not 0 <= self._look_again_ns - now_ns <= SUBSCRIPTIONS_NS:  # the clock may have been set back
+            self.look_for_subscriptions()
+            self._look_again_ns = now_ns + SUBSCRIPTIONS_NS
+        return taken
+
+    def _forward(self, ring: int, cursor: int, count: int) -> None:
+        """Route, commit and send `count` records that were just read. Hot: once a turn, and allocates little."""
+        router = self._router
+        read_ns = time.time_ns()
+        if router.scan(self._records, count):
+            self._resolve(router.unresolved())
+        frames = router.route(ring, cursor)
+        publish_ns = router.publish_ns
+        self._ring_latency.record(read_ns - publish_ns)
+        self._records_read.add(count)
+        if frames and self._raw is not None:
+            self._raw.send_frames(router.frames(), self._names)
+            self._records_sent.add(router.frame_records_total)
+            self._send_latency.record(time.time_ns() - publish_ns)
+        listed = router.encode_list()
+        if listed:
+            self._encode(listed, ring, self._records_view)
+        self._count()
+
+    def _encode(self, listed: list[tuple[int, int, int]], ring: int, records: memoryview) -> None:
+        """Send the listed records as messages to whoever wants them so; of too many, the newest."""
+        if len(listed) > ENCODE_RECORDS:
+            self._not_encoded += len(listed) - ENCODE_RECORDS
+            listed = listed[-ENCODE_RECORDS:]
+        wanted = self._router.wanted
+        msgpack, json, names = self._outlets.get(MSGPACK), self._outlets.get(JSON), self._names
+        sent = 0
+        for topic, message in self._builder.build(records, listed, ring, names, self._symbols):
+            bits = int(wanted[topic])
+            if bits & MSGPACK and msgpack is not None:
+                msgpack.send(names[topic], encode_msgpack(message))
+                sent += 1
+            if bits & JSON and json is not None:
+                json.send(names[topic], encode_json(message))
+                sent += 1
+        self._records_sent.add(sent)
+        self._messages_encoded.add(sent)
+
+    def _announce(self, ring: int, lost_from: int, lost_to: int) -> None:
+        """Tell on marketdata.feed.status which records of a ring this shard never saw."""
+        log.warning("ring %d: lost %d records, %d to %d", ring, lost_to - lost_from, lost_from, lost_to - 1)
+        self._gaps.add(1)
+        self._records_lost.add(lost_to - lost_from)
+        own, now_ns = self._own, time.time_ns()
+        own["ts_event"] = own["ts_receive"] = own["ts_publish"] = now_ns
+        own["instrument_id"] = self._settings.shard  # any instrument of this shard: the router asks whose record it is
+        own["record_type"], own["source"] = RecordType.STATUS, Source.INTERNAL
+        own["code"], own["from_sequence"], own["to_sequence"] = StatusCode.GAP, lost_from, lost_to
+        own["text"] = f"ring {ring} overran {self._settings.label}".encode()[:40]
+        router = self._router
+        router.scan(own, 1)
+        if router.route(ring, 0, announce=True) and self._raw is not None:
+            self._raw.send_frames(router.frames(), self._names)
+        listed = router.encode_list()
+        if listed:
+            self._encode(listed, ring, memoryview(own.tobytes()))
+
+    def look_for_subscriptions(self) -> None:
+        """Take in who subscribed to what; topics that this may concern are decided about anew when they next come."""
+        changed: list[bytes] = []
+        for outlet in self._outlets.values():
+            changed += outlet.read_subscriptions()
+        if changed:
+            self._subscriptions.set(sum(outlet.subscriptions for outlet in self._outlets.values()))
+            for row, name in enumerate(_ROW_PREFIXES):
+                if any(prefix.startswith(name) or name.startswith(prefix) for prefix in changed):
+                    self._router.wanted[row * INSTRUMENTS : (row + 1) * INSTRUMENTS] = 0
+            self._decide_shard_topics()
+
+    def _decide_shard_topics(self) -> None:
+        for topic in _SHARD_TOPICS:
+            self._router.wanted[topic] = self._wanted(topic) & ~(MSGPACK | JSON if topic == BATCH else 0)
+
+    def _resolve(self, unresolved: list[int]) -> None:
+        """Decide about topics that came for the first time, or for the first time since subscriptions changed."""
+        for topic in unresolved:
+            if topic not in self._names:
+                try:
+                    symbol = self._instruments.symbol(topic % INSTRUMENTS)
+                except BadArgument:
+                    continue  # a number that nobody interned: stays undecided, numbered, unsent
+                self._symbols[topic] = symbol
+                self._names[topic] = symbol_topic(topic // INSTRUMENTS + 1, symbol).encode()
+            self._router.wanted[topic] = self._wanted(topic)
+
+    def _wanted(self, topic: int) -> int:
+        name = self._names[topic]
+        return sum((bit for bit, outlet in self._outlets.items() if outlet.wants(name)), RESOLVED)
+
+    def _count(self) -> None:
+        messages, dropped, size_bytes = self._before
+        for outlet in self._outlets.values():
+            messages += outlet.messages
+            dropped += outlet.dropped
+            size_bytes += outlet.bytes
+        self._messages_sent.set(messages)
+        self._messages_dropped.set(dropped + self._not_encoded)
+        self._bytes_sent.set(size_bytes)
+        self._unroutable.set(self._router.unroutable)
+
+    def close(self) -> None:
+        """Leave the engine; what is queued for subscribers is still sent for up to LINGER_S seconds."""
+        for outlet in self._outlets.values():
+            outlet.close(LINGER_S)
+        self._readers.close()
+        self._router.close()
+        self._table.close()
+        self._instruments.close()
+        self._context.term()
+
+
+_ROW_PREFIXES: Final = [symbol_topic(row + 1, "").encode() for row in range(SYMBOL_TOPICS // INSTRUMENTS)]
+
+
+def _open_table(settings: FanoutSettings) -> TopicTable:
+    """The engine's topic table; the first fan-out worker makes it."""
+    try:
+        table = TopicTable.attach(settings.engine, write=True)
+    except SegmentMissing:
+        table = TopicTable.create_or_attach(settings.engine, shards=settings.shards)
+    if table.shards != settings.shards:
+        found = table.shards
+        table.close()
+        raise BadArgument(f"shards is {settings.shards}, the topic table of engine {settings.engine} is for {found}")
+    return table
+
+
+def run(runtime: Runtime[FanoutSettings]) -> None:
+    """The life of this worker, as workers.runtime.main calls it."""
+    fanout = Fanout(runtime)
+    try:
+        runtime.ready()
+        fanout.run()
+    finally:
+        fanout.close()
+
+
+if __name__ == "__main__":
+    main("fanout", FanoutSettings, run)

@@ -1,0 +1,128 @@
+"""One ZeroMQ endpoint of fan-out: an XPUB socket, who subscribed to what, and what happens when somebody is slow.
+
+Made by workers/fanout.py, one for each of raw, msgpack and JSON. An outlet never waits: not for a subscriber, not for a
+queue. It knows topics as bytes, and records not at all.
+
+The policy for a subscriber whose queue (`send_hwm` messages) is full: it loses the newest, nobody else does, and it
+sees the loss in its topic numbers. libzmq drops in silence, so the socket asks to be told (XPUB_NODROP); told that some
+queue is full, the outlet sends that one message again with leave to drop, and counts it. From then until the slow
+one has emptied half its queue libzmq leaves it out without a word: `dropped` counts how often a queue filled up, each
+subscriber's own numbers say how many messages it missed.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import zmq
+
+from workers.errors import WorkerError
+
+_MAX_IPC_PATH_BYTES: Final = 107  # sun_path, less its NUL
+_MORE: Final = int(zmq.SNDMORE | zmq.DONTWAIT)
+_LAST: Final = int(zmq.DONTWAIT)
+
+
+class Outlet:
+    """An XPUB socket with its subscriptions.
+
+    Attributes:
+        endpoints: where it listens.
+        subscriptions: how many there are now, each subscriber's each topic.
+        messages, bytes: handed to ZeroMQ (not counted where nobody subscribed).
+        dropped: messages that met a full queue.
+    """
+
+    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], endpoints: Iterable[str], send_hwm: int) -> None:
+        """Bind. WorkerError names the endpoint that can't be bound and why."""
+        self.endpoints = tuple(endpoints)
+        self.subscriptions = self.messages = self.bytes = self.dropped = 0
+        self._counts: Counter[bytes] = Counter()
+        self._lengths: tuple[int, ...] = ()
+        self._socket = context.socket(zmq.XPUB)
+        self._socket.linger = 0
+        self._socket.sndhwm = send_hwm
+        self._socket.setsockopt(zmq.XPUB_VERBOSER, 1)
+        self._socket.setsockopt(zmq.XPUB_NODROP, 1)
+        # The class of pyzmq that does the work: the one above it only looks at arguments never used here (0.3 us each).
+        self._send: Any = super(zmq.Socket, self._socket).send
+        for endpoint in self.endpoints:
+            self._bind(endpoint)
+
+    def _bind(self, endpoint: str) -> None:
+        scheme, _, address = endpoint.partition("://")
+        try:
+            if scheme == "ipc":
+                if len(address.encode()) > _MAX_IPC_PATH_BYTES:
+                    raise WorkerError(f"{endpoint}: the path of an ipc socket has at most {_MAX_IPC_PATH_BYTES} bytes")
+                Path(address).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._socket.bind(endpoint)
+        except (zmq.ZMQError, OSError) as error:
+            self._socket.close(0)
+            raise WorkerError(f"can not listen on {endpoint}: {error}") from error
+
+    def read_subscriptions(self) -> list[bytes]:
+        """Take in who came and went; returns the prefixes that are newly wanted or no longer wanted by anybody."""
+        changed: dict[bytes, None] = {}
+        while int(self._socket.events) & zmq.POLLIN:
+            message = self._socket.recv(zmq.DONTWAIT)
+            prefix = message[1:]
+            if message[:1] == b"\x01":
+                self._counts[prefix] += 1
+                self.subscriptions += 1
+                if self._counts[prefix] == 1:
+                    changed[prefix] = None
+            elif message[:1] == b"\x00" and self._counts[prefix]:
+                self._counts[prefix] -= 1
+                self.subscriptions -= 1
+                if not self._counts[prefix]:
+                    del self._counts[prefix]
+                    changed[prefix] = None
+        if changed:
+            self._lengths = tuple(sorted({len(prefix) for prefix in self._counts}))
+        return list(changed)
+
+    def wants(self, topic: bytes) -> bool:
+        """Whether somebody subscribed to a prefix of `topic`."""
+        counts = self._counts
+        return any(topic[:length] in counts for length in self._lengths)
+
+    def send_frames(self, frames: list[tuple[int, memoryview]], names: Mapping[int, bytes]) -> None:
+        """Send the router's frames; `names` has the topic of each index. Returns at once whatever subscribers do."""
+        send, size_bytes = self._send, 0
+        for topic, frame in frames:
+            try:
+                send(names[topic], _MORE)
+            except zmq.Again:
+                self._send_dropping(names[topic], frame)
+            else:
+                send(frame, _LAST)
+            size_bytes += len(frame)
+        self.messages += len(frames)
+        self.bytes += size_bytes
+
+    def send(self, topic: bytes, frame: bytes) -> None:
+        """Send one message; returns at once whatever the subscribers do."""
+        try:
+            self._send(topic, _MORE)
+        except zmq.Again:
+            self._send_dropping(topic, frame)
+        else:
+            self._send(frame, _LAST)
+        self.messages += 1
+        self.bytes += len(frame)
+
+    def _send_dropping(self, topic: bytes, frame: bytes | memoryview) -> None:
+        """Send to everybody but those whose queue is full."""
+        self.dropped += 1
+        self._socket.setsockopt(zmq.XPUB_NODROP, 0)
+        self._send(topic, _MORE)
+        self._send(frame, _LAST)
+        self._socket.setsockopt(zmq.XPUB_NODROP, 1)
+
+    def close(self, linger_s: float = 0.0) -> None:
+        """Stop listening; what is queued is still sent for up to `linger_s` seconds, while the context terminates."""
+        self._socket.close(int(linger_s * 1000))
