@@ -12,13 +12,15 @@ Flags, judged per instrument and kind (prints, quotes, book):
     CROSSED       bid above ask. A locked market (bid = ask) is legitimate and not flagged.
     OUTLIER       price, or middle of a quote, further from its running mean than `outlier_deviations` running mean
                   deviations and at least `outlier_floor_percent`; or than `outlier_percent` in any case. An outlier
-                  moves the mean by no more than the limit, so that a new level is believed after some dozens of records.
+                  moves the mean by no more than the limit, so that a new level is believed after some dozens of
+                  records.
     VOLUME_SPIKE  size of a print above `volume_spike_factor` running mean sizes.
     INCOMPLETE    a price or size that should be there is NaN, or the price is 0; also impossible values (negative or
                   infinite sizes, infinite prices, a bar whose high is below its low) under policy "flag".
 
 A negative price is not odd: spreads have them, and oil had. Rejected are: records of an unknown type, prints whose
-price is NaN or infinite, and impossible values under policy "reject". END_OF_REPLAY in the stream makes a feed begin anew.
+price is NaN or infinite, and impossible values under policy "reject". END_OF_REPLAY in the stream makes a feed begin
+anew.
 
 Priority, the order in which to shed load: prints, news and status high, quotes normal, book and bars low.
 """

@@ -192,6 +192,7 @@ AnyReply = Hello | Done | Refused
 SettingsT = TypeVar("SettingsT", bound=WorkerSettings)
 
 _json_encoder = msgspec.json.Encoder()
+_ordered_encoder = msgspec.json.Encoder(order="deterministic")
 _msgpack_encoder = msgspec.msgpack.Encoder()
 _command_decoder: msgspec.msgpack.Decoder[AnyCommand] = msgspec.msgpack.Decoder(AnyCommand)
 _reply_decoder: msgspec.msgpack.Decoder[AnyReply] = msgspec.msgpack.Decoder(AnyReply)
@@ -200,6 +201,11 @@ _reply_decoder: msgspec.msgpack.Decoder[AnyReply] = msgspec.msgpack.Decoder(AnyR
 def encode(settings: WorkerSettings) -> bytes:
     """The settings as one line of JSON, with its newline: what goes first into a worker's standard input."""
     return _json_encoder.encode(settings) + b"\n"
+
+
+def encode_feed(feed: FeedSpec) -> bytes:
+    """One feed's settings as JSON, the same bytes for the same settings: what tells whether they changed."""
+    return _ordered_encoder.encode(feed)
 
 
 def decode(line: bytes, settings_type: type[SettingsT]) -> SettingsT:

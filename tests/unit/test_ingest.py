@@ -1,0 +1,354 @@
+"""The ingest worker as a real process: what it publishes, how it starts, stops, fails and goes on after a kill."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import zmq
+
+from shm.instruments import InstrumentTable
+from shm.layout import Flag, RecordType, StatusCode, concatenate, empty
+from shm.ring import RingReader, create_ring
+from shm.status import ProcessState, ProcessView, StatusBlock
+from workers.spec import (
+    EXIT_BAD_SETTINGS,
+    EXIT_CLEAN,
+    EXIT_SHM,
+    AnyReply,
+    Command,
+    Done,
+    Drain,
+    FeedSpec,
+    Hello,
+    IngestSettings,
+    PauseFeed,
+    Ping,
+    Refused,
+    ResumeFeed,
+    decode_reply,
+    encode,
+    encode_command,
+)
+
+ROOT = Path(__file__).resolve().parents[2]
+RING = 2
+DEADLINE_S = 30
+
+
+def until(condition: Callable[[], Any], what: str) -> Any:
+    deadline = time.monotonic() + DEADLINE_S
+    while time.monotonic() < deadline:
+        if value := condition():
+            return value
+        time.sleep(0.005)
+    raise AssertionError(f"not within {DEADLINE_S} s: {what}")
+
+
+def simulated(feed_id: int = 1, **options: Any) -> FeedSpec:
+    return FeedSpec(feed_id=feed_id, name=f"sim-{feed_id}", source="simulated", options=options)
+
+
+class Engine:
+    """The segments that a control process makes, and ingest workers started as it starts them."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.block = StatusBlock.create(name, process_slots=4)
+        self.block.set_engine(control_pid=os.getpid(), started_ns=time.time_ns())
+        self.instruments = InstrumentTable.create(name)
+        create_ring(name, RING, depth_slots=65536)
+        self.workers: list[subprocess.Popen[bytes]] = []
+
+    def start(self, *feeds: FeedSpec, **settings: Any) -> subprocess.Popen[bytes]:
+        line = encode(IngestSettings(engine=self.name, label="ingest-0", ring_id=RING, feeds=feeds, **settings))
+        return self.start_with(line)
+
+    def start_with(self, line: bytes) -> subprocess.Popen[bytes]:
+        worker = subprocess.Popen(
+            [sys.executable, "-m", "workers.ingest"],
+            stdin=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            cwd=ROOT,
+        )
+        self.workers.append(worker)
+        assert worker.stdin is not None
+        worker.stdin.write(line)
+        worker.stdin.flush()
+        return worker
+
+    def view(self) -> ProcessView:
+        view = self.block.process("ingest-0")
+        assert view is not None
+        return view
+
+    def counter(self, name: str) -> int:
+        """0 as long as the worker has not registered or not made it."""
+        view = self.block.process("ingest-0")
+        return view.counters.get(name, 0) if view else 0
+
+    def state(self) -> ProcessState | None:
+        view = self.block.process("ingest-0")
+        return view.state if view else None
+
+    def reader(self) -> RingReader:
+        return RingReader.attach(self.name, RING, start=1, register=False)
+
+    def records(self, reader: RingReader, count: int) -> np.ndarray:
+        """At least `count` more records."""
+        batches: list[np.ndarray] = []
+        deadline = time.monotonic() + DEADLINE_S
+        while sum(map(len, batches)) < count:
+            out = empty(4096)
+            batches.append(out[: reader.read(out)])
+            assert time.monotonic() < deadline, f"{count} records not within {DEADLINE_S} s"
+            reader.wait(0.05)
+        return concatenate(batches)
+
+    def close(self) -> None:
+        for worker in self.workers:
+            worker.kill()
+            worker.wait()
+            for pipe in (worker.stdin, worker.stderr):
+                if pipe is not None:
+                    pipe.close()
+        self.block.close()
+
+
+@pytest.fixture
+def engine(engine_name: str) -> Iterator[Engine]:
+    engine = Engine(engine_name)
+    yield engine
+    engine.close()
+
+
+def finish(worker: subprocess.Popen[bytes]) -> tuple[int, str]:
+    """Wait for the end without closing its standard input; exit code and what it logged."""
+    code = worker.wait(DEADLINE_S)
+    assert worker.stderr is not None
+    return code, worker.stderr.read().decode()
+
+
+def codes(records: np.ndarray) -> list[int]:
+    return [int(code) for code in records["code"][records["record_type"] == RecordType.STATUS]]
+
+
+def test_publishes_what_the_feed_delivers_and_counts_it(engine: Engine) -> None:
+    worker = engine.start(simulated(rate=5000))
+    reader = engine.reader()
+    records = engine.records(reader, 3000)
+    worker.terminate()
+    assert worker.wait(DEADLINE_S) == EXIT_CLEAN
+    assert codes(records)[0] == StatusCode.FEED_UP
+    market = records[records["record_type"] != RecordType.STATUS]
+    assert np.array_equal(records["sequence"], np.arange(1, len(records) + 1))
+    assert np.all(market["flags"] & Flag.SYNTHETIC)
+    assert np.all(market["ts_publish"] >= market["ts_receive"])
+    assert np.all(np.diff(market["source_sequence"].astype(np.int64)) == 1)
+    assert engine.instruments.find("AAPL") is not None
+    counters = engine.view().counters
+    assert counters["feed.1.records"] + len(["up", "down"]) == counters["records_published"] == reader.published
+    assert counters["feed.1.last_update_ns"] > 0
+    assert counters["batches"] > 0
+    assert engine.view().histograms["feed_latency"].count > 0
+
+
+def test_several_feeds_share_a_ring_and_are_told_apart(engine: Engine) -> None:
+    engine.start(simulated(1, rate=2000), simulated(9, rate=2000, seed=5))
+    records = engine.records(engine.reader(), 2000)
+    assert set(records["feed_id"]) == {1, 9}
+    assert engine.counter("feed.9.records") > 0
+
+
+def test_full_speed_fills_batches(engine: Engine) -> None:
+    engine.start(simulated(rate="max"), batch_slots=1024)
+    until(lambda: engine.counter("feed.1.records") > 500_000, "half a million records")
+    assert engine.counter("feed.1.records") % 1024 == 0
+
+
+def test_ready_comes_before_the_first_record_and_start_delay_is_kept(engine: Engine) -> None:
+    engine.start(simulated(rate=1000), start_delay_s=0.3)
+    until(lambda: engine.state() == ProcessState.READY, "ready")
+    ready_ns = time.time_ns()
+    first = engine.records(engine.reader(), 1)
+    assert first["ts_publish"][0] - ready_ns > 200_000_000
+
+
+def test_sigterm_ends_it_in_order(engine: Engine) -> None:
+    worker = engine.start(simulated(rate=1000))
+    reader = engine.reader()
+    engine.records(reader, 10)
+    worker.terminate()
+    assert finish(worker)[0] == EXIT_CLEAN
+    assert engine.view().state == ProcessState.STOPPED
+    rest = engine.records(reader, 1)
+    while reader.poll():
+        rest = engine.records(reader, 1)
+    assert rest["code"][-1] == StatusCode.FEED_DOWN
+    assert rest["text"][-1] == b"stopped"
+
+
+def test_sigint_is_left_to_the_control_process(engine: Engine) -> None:
+    worker = engine.start(simulated(rate=1000))
+    reader = engine.reader()
+    engine.records(reader, 10)
+    worker.send_signal(signal.SIGINT)
+    engine.records(reader, 500)
+    assert worker.poll() is None
+
+
+def test_end_of_standard_input_means_the_control_process_is_gone(engine: Engine) -> None:
+    worker = engine.start(simulated(rate=1000))
+    engine.records(engine.reader(), 10)
+    assert worker.stdin is not None
+    worker.stdin.close()
+    assert worker.wait(DEADLINE_S) == EXIT_CLEAN
+    assert engine.view().state == ProcessState.STOPPED
+
+
+def test_heart_beats_while_idle(engine: Engine) -> None:
+    engine.start()
+    until(lambda: engine.state() == ProcessState.READY, "ready")
+    first = engine.view().heartbeat_ns
+    second = until(lambda: engine.view().heartbeat_ns > first and engine.view().heartbeat_ns, "another beat")
+    until(lambda: engine.view().heartbeat_ns > second, "and another")
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (b"\n", "ended before the settings|expected one line"),
+        (b"{not json}\n", "settings"),
+        (b'{"engine":"x","label":"ingest-0","ring_id":99}\n', "ring_id"),
+        (b'{"engine":"x","label":"ingest-0","ring_id":2,"fedes":[]}\n', "fedes"),
+        (b'{"engine":"x","label":"ingest-0","ring_id":2,"role":"cache"}\n', "workers.ingest"),
+    ],
+)
+def test_bad_settings_end_it_with_a_message(engine: Engine, line: bytes, message: str) -> None:
+    code, logged = finish(engine.start_with(line))
+    assert code == EXIT_BAD_SETTINGS
+    assert any(part in logged for part in message.split("|")), logged
+
+
+@pytest.mark.parametrize(
+    ("feeds", "message"),
+    [
+        ((FeedSpec(feed_id=1, name="a", source="simulatd"),), "did you mean 'simulated'"),
+        ((simulated(rte=5),), "did you mean 'rate'"),
+        ((simulated(3), simulated(3)), "both have feed_id 3"),
+    ],
+)
+def test_feeds_that_can_not_work_end_it_before_it_is_ready(
+    engine: Engine, feeds: tuple[FeedSpec, ...], message: str
+) -> None:
+    code, logged = finish(engine.start(*feeds))
+    assert code == EXIT_BAD_SETTINGS
+    assert message in logged
+    assert engine.view().state == ProcessState.FAILED
+
+
+def test_an_engine_that_does_not_exist_is_said_to_be_missing(engine_name: str, engine: Engine) -> None:
+    line = encode(IngestSettings(engine=f"{engine_name[:10]}-no", label="ingest-0", ring_id=RING))
+    code, logged = finish(engine.start_with(line))
+    assert code == EXIT_SHM
+    assert "status block" in logged
+
+
+def test_a_ring_with_a_living_writer_is_refused(engine: Engine) -> None:
+    engine.start(simulated(rate=100))
+    engine.records(engine.reader(), 1)
+    line = encode(IngestSettings(engine=engine.name, label="ingest-1", ring_id=RING))
+    code, logged = finish(engine.start_with(line))
+    assert code == EXIT_SHM
+    assert "has a writer already" in logged
+
+
+def test_after_a_kill_the_next_one_goes_on_in_the_same_ring(engine: Engine) -> None:
+    worker = engine.start(simulated(rate=20_000))
+    reader = engine.reader()
+    before = engine.records(reader, 1000)
+    worker.kill()
+    worker.wait(DEADLINE_S)
+    engine.start(simulated(rate=20_000))
+    records = concatenate([before, engine.records(reader, 6000)])
+    assert np.array_equal(records["sequence"], np.arange(1, len(records) + 1))
+    assert codes(records) == [StatusCode.FEED_UP, StatusCode.WRITER_RESTARTED, StatusCode.FEED_UP]
+    # The simulation goes on with other numbers, and venue sequences that only rise.
+    market = records[records["record_type"] != RecordType.STATUS]
+    assert np.all(np.diff(market["source_sequence"].astype(np.int64)) > 0)
+
+
+def test_a_feed_that_can_not_be_had_is_down_and_does_not_hurt_the_others(engine: Engine, tmp_path: Path) -> None:
+    missing = FeedSpec(
+        feed_id=2, name="missing", source="replay", options={"files": [str(tmp_path / "none.dbn")], "speed": "max"}
+    )
+    engine.start(missing, simulated(1, rate=1000))
+    records = engine.records(engine.reader(), 1500)
+    down = records[(records["record_type"] == RecordType.STATUS) & (records["feed_id"] == 2)]
+    assert StatusCode.FEED_DOWN in down["code"]
+    until(lambda: engine.counter("feed.2.errors") >= 2, "a second try")
+    assert engine.counter("feed.2.down") == 1
+    assert engine.counter("feed.1.down") == 0
+
+
+class Control:
+    """The control process's end of the command socket."""
+
+    def __init__(self, path: Path) -> None:
+        self.endpoint = f"ipc://{path}"
+        self.socket = zmq.Context.instance().socket(zmq.ROUTER)
+        self.socket.bind(self.endpoint)
+
+    def receive(self) -> tuple[bytes, AnyReply]:
+        assert self.socket.poll(DEADLINE_S * 1000), "no reply"
+        label, frame = self.socket.recv_multipart()
+        return label, decode_reply(frame)
+
+    def ask(self, command: Command) -> AnyReply:
+        self.socket.send_multipart([b"ingest-0", encode_command(command)])
+        return self.receive()[1]
+
+
+@pytest.fixture
+def control(tmp_path: Path) -> Iterator[Control]:
+    control = Control(tmp_path / "control")
+    yield control
+    control.socket.close(linger=0)
+
+
+def test_commands_are_answered_and_carried_out(engine: Engine, control: Control) -> None:
+    worker = engine.start(simulated(rate=2000), control_endpoint=control.endpoint)
+    label, hello = control.receive()
+    assert label == b"ingest-0"
+    assert isinstance(hello, Hello)
+    assert hello.pid == worker.pid
+    assert control.ask(Ping(request_id=7)) == Done(request_id=7)
+    reader = engine.reader()
+    engine.records(reader, 100)
+
+    assert control.ask(PauseFeed(request_id=8, feed_id=1)) == Done(request_id=8)
+    paused_at = engine.counter("feed.1.records")
+    assert control.ask(Ping(request_id=9)) == Done(request_id=9)
+    assert engine.counter("feed.1.records") == paused_at
+    assert engine.counter("feed.1.paused") == 1
+
+    assert control.ask(ResumeFeed(request_id=10, feed_id=1)) == Done(request_id=10)
+    until(lambda: engine.counter("feed.1.records") > paused_at + 100, "records after the pause")
+
+    refused = control.ask(PauseFeed(request_id=11, feed_id=77))
+    assert isinstance(refused, Refused)
+    assert "no feed 77" in refused.error
+
+    control.socket.send_multipart([b"ingest-0", b"rubbish"])
+    assert isinstance(control.receive()[1], Refused)
+
+    assert control.ask(Drain(request_id=12)) == Done(request_id=12)
+    assert worker.wait(DEADLINE_S) == EXIT_CLEAN

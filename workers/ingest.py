@@ -1,0 +1,161 @@
+"""The ingest worker: hosts feeds, turns what they deliver into records, and publishes them into its ring.
+
+    receive -> decode      the source (workers/sources/)
+    quality -> priority    workers/quality.py, in place on the batch
+    publish                one RingWriter.publish_batch for what one feed had due
+
+Started by the control process as `python -m workers.ingest` (workers/runtime.py); one worker writes one ring. The loop
+serves each feed that is due, then sleeps until the next one is: it never spins, so a worker whose feeds are silent
+costs ten wake-ups a second. A paced feed is served at most every `min_wait_us`; a feed at full speed fills whole
+batches.
+
+Never reads a ring, except once at start: a killed worker's successor looks up what it had published
+(workers/resume.py).
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import time
+from collections.abc import Callable
+
+from shm.instruments import InstrumentTable
+from shm.layout import empty
+from shm.ring import RingWriter
+from workers.errors import SettingsError
+from workers.feed import Feed, Outlet
+from workers.resume import FeedPosition
+from workers.runtime import MAX_WAIT_S, Runtime, main
+from workers.source import Source, SourceContext, check_source, open_source
+from workers.spec import AnyCommand, Done, FeedSpec, IngestSettings, PauseFeed, Refused, ResumeFeed
+
+log = logging.getLogger("ingest")
+
+
+class Ingest:
+    """The feeds of one worker and the ring they share."""
+
+    def __init__(self, runtime: Runtime[IngestSettings]) -> None:
+        """Attach to the engine's segments and take over the ring.
+
+        Raises:
+            SettingsError: a feed that can't work.
+            ShmError: a segment that can't be used; WriterBusy if the ring has a living writer.
+        """
+        settings = runtime.settings
+        _check_feeds(settings.feeds)
+        self._runtime = runtime
+        self._min_wait_ns = round(settings.min_wait_us * 1000)
+        self._batch = empty(settings.batch_slots)
+        self._instruments = InstrumentTable.attach(settings.engine, write=True)
+        self._writer = RingWriter.open(settings.engine, settings.ring_id)
+        if self._writer.restarted:
+            log.warning("the writer before this one was killed; going on at %d", self._writer.recovered_sequence)
+        self._outlet = Outlet(self._writer, runtime.status)
+        try:
+            self._feeds = [self._make_feed(spec) for spec in settings.feeds]
+        except BaseException:
+            self._writer.close()
+            raise
+
+    def _make_feed(self, spec: FeedSpec) -> Feed:
+        runtime, settings = self._runtime, self._runtime.settings
+        position = FeedPosition(runtime.status, spec, runtime.block.started_ns)
+        published_already = position.recover(self._outlet.resume_log, spec.feed_id, settings.engine, settings.ring_id)
+        context = SourceContext(spec, self._instruments.intern, self._writer.epoch)
+        feed = Feed(
+            spec,
+            _maker(context),
+            quality=settings.quality,
+            status=runtime.status,
+            position=position,
+            published_already=published_already,
+            dice=random.Random(f"{settings.label} {spec.name}"),
+        )
+        feed.prepare()
+        return feed
+
+    def run(self) -> None:
+        """Serve the feeds until the runtime says stop."""
+        self._runtime.ready()
+        self._delay()
+        while not self._runtime.stopping:
+            now_ns = time.time_ns()
+            self._runtime.beat(now_ns)
+            for command in self._runtime.commands():
+                self._obey(command, now_ns)
+            for feed in self._feeds:
+                if feed.due_ns is not None and feed.due_ns <= now_ns:
+                    feed.serve(self._batch, now_ns, self._outlet)
+            self._sleep(now_ns)
+
+    def close(self) -> None:
+        """Close the feeds, say that they are down, and leave the ring in order."""
+        now_ns = time.time_ns()
+        for feed in self._feeds:
+            feed.stop(now_ns, self._outlet)
+        self._writer.close()
+
+    def _delay(self) -> None:
+        """Let subscribers connect first."""
+        end_ns = time.time_ns() + round(self._runtime.settings.start_delay_s * 1e9)
+        while not self._runtime.stopping and (left_ns := end_ns - time.time_ns()) > 0:
+            self._runtime.wait(left_ns / 1e9)
+            self._runtime.beat(time.time_ns())
+
+    def _sleep(self, served_ns: int) -> None:
+        """Until the next feed is due, but `min_wait_us` at least: records due within that time go together.
+
+        Returns at once if a feed has more at this moment.
+        """
+        due_ns = min((feed.due_ns for feed in self._feeds if feed.due_ns is not None), default=None)
+        if due_ns is None:
+            self._runtime.wait(MAX_WAIT_S)
+            return
+        if due_ns <= served_ns:
+            return
+        wait_ns = max(due_ns, served_ns + self._min_wait_ns) - time.time_ns()
+        if wait_ns > 0:
+            self._runtime.wait(wait_ns / 1e9)
+
+    def _obey(self, command: AnyCommand, now_ns: int) -> None:
+        """Carry out one command and answer it."""
+        if not isinstance(command, PauseFeed | ResumeFeed):
+            self._runtime.reply(Refused(request_id=command.request_id, error="not a command for ingest"))
+            return
+        for feed in self._feeds:
+            if feed.spec.feed_id == command.feed_id:
+                if isinstance(command, PauseFeed):
+                    feed.pause()
+                else:
+                    feed.resume(now_ns)
+                self._runtime.reply(Done(request_id=command.request_id))
+                return
+        self._runtime.reply(Refused(request_id=command.request_id, error=f"no feed {command.feed_id} here"))
+
+
+def run(runtime: Runtime[IngestSettings]) -> None:
+    """The worker's life between settings and exit; what `workers.runtime.main` calls."""
+    ingest = Ingest(runtime)
+    try:
+        ingest.run()
+    finally:
+        ingest.close()
+
+
+def _check_feeds(feeds: tuple[FeedSpec, ...]) -> None:
+    seen: dict[int, str] = {}
+    for spec in feeds:
+        check_source(spec)
+        if spec.feed_id in seen:
+            raise SettingsError(f"feeds {seen[spec.feed_id]} and {spec.name} both have feed_id {spec.feed_id}")
+        seen[spec.feed_id] = spec.name
+
+
+def _maker(context: SourceContext) -> Callable[[], Source]:
+    return lambda: open_source(context)
+
+
+if __name__ == "__main__":
+    main("ingest", IngestSettings, run)
