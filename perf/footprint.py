@@ -9,9 +9,9 @@
         this process --> python -m tools run --simulate (or a configuration without feeds) --> control and its workers
 
 The engine is the real one, under a name and on ports of its own. control_rss: simulated feed, after 3 s and a round of
-HTTP requests. start_time: ts_publish of the first market record of the first ingest ring, minus the time just
-before the process was started; peer: an interpreter that does nothing but import numpy and zmq, so that the share of Python itself is seen.
-idle_cpu: user and system time of all its processes over 10 s (3 s if quick), from 2 s after the start on.
+HTTP requests. start_time: ts_publish of the first market record of the first ingest ring, minus the time just before
+the process was started; peer: an interpreter that does nothing but import numpy and zmq, to show the share of Python
+itself. idle_cpu: user and system time of all its processes over 10 s (3 s if quick), from 2 s after the start on.
 
 Verified: the table's histories hold the newest records in order; the engine says that it is ready, publishes contiguous
 records (idle: none but its own status records), and ends with status 0, leaving no segment behind.

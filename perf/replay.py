@@ -1,0 +1,200 @@
+"""How fast does captured market data get from a file into a ring, in one process?
+
+    replay_dbn        Databento DBN, MBP-1 of ES futures              peer: databento_dbn's own decoder
+    replay_itch       NASDAQ TotalView-ITCH 5.0, order flow           peer: a loop of struct.unpack
+    replay_iex        IEX TOPS 1.6 in a pcap                          peer: a loop of struct.unpack
+    replay_binance    Binance spot trades, JSON text                  peer: msgspec alone, decode and two floats
+    ingest_dbn        the DBN file through a whole ingest worker      peer: databento_dbn's own decoder
+
+        this process, pinned
+        file --> open_capture: container, decoder --> batch of 2048 records --> publish_batch --> ring, nobody reads
+
+        ingest_dbn: python -m workers.ingest: replay source at full speed --> quality checks --> publish_batch --> ring
+
+Captured samples, unpacked and repeated (perf/captures.py) until they are long enough; IEX and Binance files are opened
+again for every pass, because their venue sequence numbers would go back. Counted are the venue's messages, not the
+records made of them. What the peers do is less: they make no records, keep no order table, publish nothing.
+
+Verified: as many messages as an independent count found, none refused, the same records in every pass, the ring's newest
+sequence equal to the records decoded, and what the ring still holds contiguous.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from perf import captures, peers_decode
+from perf.captures import CaptureFile
+from perf.errors import require
+from perf.process import PATIENCE_S, pinned, scratch_engine
+from perf.report import Row, Target, compare
+from perf.rounds import Plan, alternate
+from perf.stage import RING, Stage
+from shm.instruments import InstrumentTable
+from shm.layout import RecordType, StatusCode, empty
+from shm.ring import RingReader, RingWriter, ring_info
+from workers.spec import FeedSpec, IngestSettings
+
+BATCH = 2048
+FEED_ID = 1
+
+Make = Callable[[Path], CaptureFile]
+Peer = Callable[[CaptureFile], float]
+
+
+def dbn(plan: Plan) -> Row:
+    """DBN records a second."""
+    copies = plan.amount(1000)
+    return _replay(
+        plan,
+        "replay_dbn",
+        lambda folder: captures.dbn(folder, copies),
+        1,
+        peer="databento_dbn decoder",
+        peer_rate=peers_decode.dbn_rate,
+        target=Target(5e6, "higher"),
+    )
+
+
+def itch(plan: Plan) -> Row:
+    """ITCH messages a second."""
+    copies = plan.amount(100)
+    return _replay(
+        plan,
+        "replay_itch",
+        lambda folder: captures.itch(folder, copies),
+        1,
+        peer="struct.unpack loop",
+        peer_rate=peers_decode.itch_rate,
+        target=Target(5e6, "higher"),
+    )
+
+
+def iex(plan: Plan) -> Row:
+    """IEX TOPS messages a second."""
+    return _replay(
+        plan,
+        "replay_iex",
+        captures.iex,
+        plan.amount(30),
+        peer="struct.unpack loop",
+        peer_rate=peers_decode.iex_rate,
+        target=Target(5e6, "higher"),
+    )
+
+
+def binance(plan: Plan) -> Row:
+    """Binance trades a second."""
+    return _replay(
+        plan,
+        "replay_binance",
+        captures.binance,
+        plan.amount(60),
+        peer="msgspec, two floats",
+        peer_rate=peers_decode.binance_rate,
+        target=Target(0.9e6, "higher"),
+    )
+
+
+def _replay(plan: Plan, name: str, make: Make, passes: int, *, peer: str, peer_rate: Peer, target: Target) -> Row:
+    records: list[int] = []
+    with tempfile.TemporaryDirectory(prefix="tickengine-perf-") as folder, pinned(0):
+        capture = make(Path(folder))
+        ours, theirs = alternate(plan, lambda: _rate(capture, passes, records), lambda: peer_rate(capture))
+    size = capture.path.stat().st_size if capture.path.exists() else 0
+    per_message = records[-1] / (capture.messages * passes)
+    note = f"{per_message:.2f} records a message; runs {ours.spread('{:.2f}', 1e6)} M/s{f'; {size:,} bytes' if size else ''}"
+    return compare(name, "messages/s", ours, peer, theirs, target=target, note=note)
+
+
+def _rate(capture: CaptureFile, passes: int, records: list[int]) -> float:
+    """Messages a second from the file to the ring; how many records they made goes to `records`."""
+    from workers.decoders.capture import open_capture
+
+    out = empty(BATCH)
+    per_pass: list[int] = []
+    with scratch_engine() as engine, RingWriter.create(engine, RING) as writer:
+        instruments = InstrumentTable.create(engine)
+        publish = writer.publish_batch
+        start = time.perf_counter_ns()
+        for _ in range(passes):
+            opened = open_capture(capture.path, intern=instruments.intern, feed_id=FEED_ID)
+            count = 0
+            while got := opened.decode(out):
+                publish(out, got)
+                count += got
+            counters = opened.counters
+            opened.close()
+            per_pass.append(count)
+            seen = sum(counters.messages.values())
+            require(seen == capture.messages, f"decoded {seen:,} messages, the file has {capture.messages:,}")
+            require(not counters.malformed, f"messages were refused: {counters.malformed}")
+        elapsed_ns = time.perf_counter_ns() - start
+        instruments.close()
+        require(len(set(per_pass)) == 1, f"passes over the same file made {per_pass} records")
+        _check_ring(engine, writer.next_sequence - 1, sum(per_pass))
+    records.append(sum(per_pass))
+    return capture.messages * passes / elapsed_ns * 1e9
+
+
+def _check_ring(engine: str, published: int, records: int) -> None:
+    require(published == records > 0, f"decoded {records} records, published {published}")
+    with RingReader.attach(engine, RING, start="oldest", register=False) as reader:
+        first = reader.sequence
+        held = empty(reader.depth_slots)
+        got = reader.read(held)
+    wanted = np.arange(first, first + got)
+    require(
+        got == published + 1 - first and np.array_equal(held["sequence"][:got], wanted), "the ring is not contiguous"
+    )
+    require(bool((held["feed_id"][:got] == FEED_ID).all()), "a record is not of this feed")
+
+
+def ingest_dbn(plan: Plan) -> Row:
+    """DBN records a second through a whole ingest worker."""
+    copies = plan.amount(1000)
+    with tempfile.TemporaryDirectory(prefix="tickengine-perf-") as folder:
+        capture = captures.dbn(Path(folder), copies)
+        ours, theirs = alternate(plan, lambda: _worker_rate(capture), lambda: peers_decode.dbn_rate(capture))
+    note = f"replay source, quality checks, ring; runs {ours.spread('{:.2f}', 1e6)} M/s"
+    target = Target(5e6, "higher")
+    return compare("ingest_dbn", "messages/s", ours, "databento_dbn decoder", theirs, target=target, note=note)
+
+
+def _worker_rate(capture: CaptureFile) -> float:
+    """Messages a second of a worker, from the ts_publish of the first market record to that of END_OF_REPLAY."""
+    options = {"files": [str(capture.path)], "speed": "max"}
+    feed = FeedSpec(feed_id=FEED_ID, name="dbn", source="replay", options=options)
+    with Stage(0) as stage:
+        reader = RingReader.attach(stage.engine, RING, start=1, label="perf", reliable=True)
+        stage.start(
+            IngestSettings(engine=stage.engine, label="ingest-0", ring_id=RING, feeds=(feed,), log_level="warning")
+        )
+        out = empty(16384)
+        deadline = time.monotonic() + PATIENCE_S
+        first_ns = last_ns = market = 0
+        while not last_ns:
+            require(
+                time.monotonic() < deadline, f"the worker published {ring_info(stage.engine, RING).published} records"
+            )
+            got = reader.read(out)
+            if not got:
+                reader.wait(0.1)
+                continue
+            require(reader.gap is None, "records were lost")
+            types, published_ns = out["record_type"][:got], out["ts_publish"][:got]
+            news = types != RecordType.STATUS
+            market += int(news.sum())
+            if not first_ns and news.any():
+                first_ns = int(published_ns[news][0])
+            ends = ~news & (out["code"][:got] == StatusCode.END_OF_REPLAY)
+            if ends.any():
+                last_ns = int(published_ns[ends][0])
+        reader.close()
+    require(market >= capture.messages, f"{market} records came of {capture.messages} messages")
+    return capture.messages / (last_ns - first_ns) * 1e9
