@@ -469,12 +469,15 @@ static inline void tk_cache_close_all(struct tk_cache *c) {
     memset(c, 0, sizeof *c);
 }
 
-static inline void tk_cache_restore(struct tk_cache *c, uint16_t feed_id, int64_t clock_ns, int64_t receive_ns, int live) {
+/* A clock as far as an instrument's state tells where it stood. `receive_ns` 0 = not known (of quotes it is not kept): the
+ * lag of the feed's trades then stands in for it. */
+static inline void tk_cache_restore(struct tk_cache *c, uint16_t feed_id, int64_t clock_ns, int64_t receive_ns) {
     struct tk_feed *feed = tk_cache_feed(c, feed_id);
-    if (clock_ns <= feed->clock_ns) return;
-    feed->clock_ns = clock_ns;
-    feed->receive_ns = receive_ns;
-    feed->live = (uint8_t)live;
+    int64_t lag_ns = receive_ns ? receive_ns - clock_ns : feed->receive_ns ? feed->receive_ns - feed->clock_ns : 0;
+    int known = receive_ns != 0 || feed->receive_ns != 0;
+    if (clock_ns > feed->clock_ns) feed->clock_ns = clock_ns;
+    else if (feed->receive_ns) return;
+    feed->receive_ns = known ? feed->clock_ns + lag_ns : 0;
 }
 
 /* Become the writer of the table at `base`, taking over what a predecessor committed. 0, or -1 without memory. */
@@ -504,13 +507,12 @@ static inline int tk_cache_open(struct tk_cache *c, void *base, uint64_t pid, ui
     for (uint32_t id = 0; id < c->ids_end; id++) {
         const struct tk_state *state = tk_work(&c->writer, id);
         tk_cache_due(c, id, state);
-        /* As far as the states tell where the clocks stood. A quote's ts_receive is not kept: the last trade's lag stands in. */
-        if (!(state->marks & TK_MARK_TRADE) || (state->marks & TK_MARK_TRADE_ENDED)) continue;
-        tk_cache_restore(c, state->trade_feed, state->trade_ns, state->trade_receive_ns, (state->marks & TK_MARK_LIVE) != 0);
+        if ((state->marks & TK_MARK_TRADE) && !(state->marks & TK_MARK_TRADE_ENDED)) {
+            tk_cache_restore(c, state->trade_feed, state->trade_ns, state->trade_receive_ns);
+            c->feeds[state->trade_feed].live = (state->marks & TK_MARK_LIVE) != 0;
+        }
         if ((state->marks & TK_MARK_QUOTE) && !(state->marks & TK_MARK_QUOTE_ENDED))
-            tk_cache_restore(c, state->quote_feed, state->quote_ns,
-                             state->quote_ns + (state->trade_receive_ns - state->trade_ns),
-                             (state->marks & TK_MARK_LIVE) != 0);
+            tk_cache_restore(c, state->quote_feed, state->quote_ns, 0);
     }
     return 0;
 }
