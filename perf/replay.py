@@ -15,8 +15,8 @@ Captured samples, unpacked and repeated (perf/captures.py) until they are long e
 again for every pass, because their venue sequence numbers would go back. Counted are the venue's messages, not the
 records made of them. What the peers do is less: they make no records, keep no order table, publish nothing.
 
-Verified: as many messages as an independent count found, none refused, the same records in every pass, the ring's newest
-sequence equal to the records decoded, and what the ring still holds contiguous.
+Verified: as many messages as an independent count found, none refused, the same records in every pass, the ring's
+newest sequence equal to the records decoded, and what the ring still holds contiguous.
 """
 
 from __future__ import annotations
@@ -106,9 +106,8 @@ def _replay(plan: Plan, name: str, make: Make, passes: int, *, peer: str, peer_r
     with tempfile.TemporaryDirectory(prefix="tickengine-perf-") as folder, pinned(0):
         capture = make(Path(folder))
         ours, theirs = alternate(plan, lambda: _rate(capture, passes, records), lambda: peer_rate(capture))
-    size = capture.path.stat().st_size if capture.path.exists() else 0
     per_message = records[-1] / (capture.messages * passes)
-    note = f"{per_message:.2f} records a message; runs {ours.spread('{:.2f}', 1e6)} M/s{f'; {size:,} bytes' if size else ''}"
+    note = f"{per_message:.2f} records a message; runs {ours.spread('{:.2f}', 1e6)} M/s"
     return compare(name, "messages/s", ours, peer, theirs, target=target, note=note)
 
 
