@@ -36,7 +36,7 @@ ERROR_REPORT: Final = 0
 log = logging.getLogger("feed")
 
 
-class Outlet:
+class Publisher:
     """Where all feeds of a worker publish: the ring, the worker's counters, the log that makes replays resumable."""
 
     def __init__(self, writer: RingWriter, status: ProcessStatus) -> None:
@@ -126,24 +126,24 @@ class Feed:
         except Exception as error:  # noqa: BLE001  the source's own fault; `serve` deals with it
             log.debug("feed %s: not yet: %s", self.spec.name, error)
 
-    def serve(self, batch: np.ndarray, now_ns: int, outlet: Outlet) -> None:
+    def serve(self, batch: np.ndarray, now_ns: int, publisher: Publisher) -> None:
         """Publish what is due now, at most one batch; sets `due_ns`. `batch` is scratch space, dtype RECORD."""
         try:
             if self._source is None:
                 self._source = self._make()
             source = self._source
             if not self._up_since_ns:
-                self._announce(now_ns, outlet)
+                self._announce(now_ns, publisher)
             count = source.poll(batch, now_ns)
         except Exception as error:  # noqa: BLE001  a source's fault harms its own feed only, whatever it is; counted
-            self._fail(error, now_ns, outlet)
+            self._fail(error, now_ns, publisher)
             return
         if count:
-            self._publish(source, batch, count, now_ns, outlet)
-        self._note_progress(source, outlet)
+            self._publish(source, batch, count, now_ns, publisher)
+        self._note_progress(source, publisher)
         self.due_ns = source.next_due_ns
         if self.due_ns is None:
-            self._finish(now_ns, outlet)
+            self._finish(now_ns, publisher)
 
     def pause(self) -> None:
         """Take nothing from the source until `resume`."""
@@ -159,11 +159,11 @@ class Feed:
             if self._source is not None:
                 self._source.resume(now_ns)
 
-    def stop(self, now_ns: int, outlet: Outlet) -> None:
+    def stop(self, now_ns: int, publisher: Publisher) -> None:
         """The worker ends: close the source and say so."""
         self._close()
         if self._up_since_ns:
-            outlet.say(StatusCode.FEED_DOWN, self.spec, "stopped", now_ns)
+            publisher.say(StatusCode.FEED_DOWN, self.spec, "stopped", now_ns)
             self._up_since_ns = 0
 
     def _make(self) -> Source:
@@ -176,12 +176,12 @@ class Feed:
             source.skip(self._position.records)
         return source
 
-    def _announce(self, now_ns: int, outlet: Outlet) -> None:
+    def _announce(self, now_ns: int, publisher: Publisher) -> None:
         self._up_since_ns = now_ns
         self._down_flag.set(0)
-        outlet.say(StatusCode.FEED_UP, self.spec, f"{self.spec.source} {self.spec.name}", now_ns)
+        publisher.say(StatusCode.FEED_UP, self.spec, f"{self.spec.source} {self.spec.name}", now_ns)
 
-    def _fail(self, error: Exception, now_ns: int, outlet: Outlet) -> None:
+    def _fail(self, error: Exception, now_ns: int, publisher: Publisher) -> None:
         """The source raised: say so and try again later, or never if it is the settings' fault."""
         retry_ns = self._backoff.failed(now_ns, self._up_since_ns)
         reason = str(error) or type(error).__name__
@@ -197,42 +197,42 @@ class Feed:
         self._errors.add()
         self._down_flag.set(1)
         if self._source is not None:
-            self._note_progress(self._source, outlet)
+            self._note_progress(self._source, publisher)
         self._close()
         if self._up_since_ns or self._backoff.failures == 1:
-            outlet.say(StatusCode.FEED_DOWN, self.spec, reason, now_ns)
+            publisher.say(StatusCode.FEED_DOWN, self.spec, reason, now_ns)
         self._up_since_ns = 0
         self.due_ns = retry_ns
         if isinstance(error, SettingsError):
             self.due_ns, self._over = None, True
 
-    def _finish(self, now_ns: int, outlet: Outlet) -> None:
+    def _finish(self, now_ns: int, publisher: Publisher) -> None:
         log.info("feed %s: finished, %d records", self.spec.name, self._records.value)
         self._close()
         self._over = True
         self._ended_flag.set(1)
         self._up_since_ns = 0
-        outlet.say(StatusCode.FEED_DOWN, self.spec, "finished", now_ns)
+        publisher.say(StatusCode.FEED_DOWN, self.spec, "finished", now_ns)
 
     def _close(self) -> None:
         if self._source is not None:
             self._source.close()
             self._source = None
 
-    def _publish(self, source: Source, batch: np.ndarray, count: int, now_ns: int, outlet: Outlet) -> None:
+    def _publish(self, source: Source, batch: np.ndarray, count: int, now_ns: int, publisher: Publisher) -> None:
         kept = self._quality.check(batch, count)
         if kept < count:
-            self._note_rejected(now_ns, outlet)
+            self._note_rejected(now_ns, publisher)
         dropped = min(self._to_drop, kept)
         self._to_drop -= dropped
         if kept == dropped:
             return  # the position stays as well: it moves only with what stands in the ring
         records = batch[dropped:kept]
-        writer = outlet.writer
+        writer = publisher.writer
         if source.position is None:
             writer.publish_batch(records)
         else:
-            outlet.resume_log.begin(
+            publisher.resume_log.begin(
                 Entry(
                     feed_id=self.spec.feed_id,
                     sequence=writer.next_sequence,
@@ -245,29 +245,29 @@ class Feed:
             writer.publish_batch(records)
             self._position.records = source.position
             self._published_already = 0
-        outlet.feed_latency.record(max(0, time.time_ns() - now_ns))
-        outlet.records_published.add(len(records))
-        outlet.batches.add()
+        publisher.feed_latency.record(max(0, time.time_ns() - now_ns))
+        publisher.records_published.add(len(records))
+        publisher.batches.add()
         self._records.add(len(records))
         self._last_update_ns.set(now_ns)
 
-    def _note_progress(self, source: Source, outlet: Outlet) -> None:
+    def _note_progress(self, source: Source, publisher: Publisher) -> None:
         seen = self._seen
         if source.errors != seen.errors:
             self._errors.add(source.errors - seen.errors)
-            outlet.decode_errors.add(source.errors - seen.errors)
+            publisher.decode_errors.add(source.errors - seen.errors)
         elif source.gaps == seen.gaps and source.bytes_received == seen.bytes_received:
             return
         self._gaps.add(source.gaps - seen.gaps)
-        outlet.bytes_received.add(source.bytes_received - seen.bytes_received)
+        publisher.bytes_received.add(source.bytes_received - seen.bytes_received)
         self._seen = Progress(source.errors, source.gaps, source.bytes_received)
 
-    def _note_rejected(self, now_ns: int, outlet: Outlet) -> None:
+    def _note_rejected(self, now_ns: int, publisher: Publisher) -> None:
         """Count what quality rejected, and report it: at once, then at most every 10 s."""
         rejected = self._quality.rejected
-        outlet.records_rejected.add(rejected - self._rejected)
+        publisher.records_rejected.add(rejected - self._rejected)
         self._rejected = rejected
         last = self._quality.last_rejected
         if now_ns >= self._next_report_ns and last is not None:
-            outlet.say(ERROR_REPORT, self.spec, f"{rejected} rejected: {last[0]}", now_ns, count=rejected)
+            publisher.say(ERROR_REPORT, self.spec, f"{rejected} rejected: {last[0]}", now_ns, count=rejected)
             self._next_report_ns = now_ns + REPORT_EVERY_NS

@@ -24,7 +24,7 @@ from shm.instruments import InstrumentTable
 from shm.layout import empty
 from shm.ring import RingWriter
 from workers.errors import SettingsError
-from workers.feed import Feed, Outlet
+from workers.feed import Feed, Publisher
 from workers.resume import FeedPosition
 from workers.runtime import MAX_WAIT_S, Runtime, main
 from workers.source import Source, SourceContext, check_source, open_source
@@ -47,12 +47,13 @@ class Ingest:
         _check_feeds(settings.feeds)
         self._runtime = runtime
         self._min_wait_ns = round(settings.min_wait_us * 1000)
-        self._batch = empty(settings.batch_slots)
         self._instruments = InstrumentTable.attach(settings.engine, write=True)
         self._writer = RingWriter.open(settings.engine, settings.ring_id)
         if self._writer.restarted:
             log.warning("the writer before this one was killed; going on at %d", self._writer.recovered_sequence)
-        self._outlet = Outlet(self._writer, runtime.status)
+        # A batch that was being published when its writer was killed must still be in the ring (workers/resume.py).
+        self._batch = empty(min(settings.batch_slots, self._writer.depth_slots // 4))
+        self._publisher = Publisher(self._writer, runtime.status)
         try:
             self._feeds = [self._make_feed(spec) for spec in settings.feeds]
         except BaseException:
@@ -62,7 +63,9 @@ class Ingest:
     def _make_feed(self, spec: FeedSpec) -> Feed:
         runtime, settings = self._runtime, self._runtime.settings
         position = FeedPosition(runtime.status, spec, runtime.block.started_ns)
-        published_already = position.recover(self._outlet.resume_log, spec.feed_id, settings.engine, settings.ring_id)
+        published_already = position.recover(
+            self._publisher.resume_log, spec.feed_id, settings.engine, settings.ring_id
+        )
         context = SourceContext(spec, self._instruments.intern, self._writer.epoch)
         feed = Feed(
             spec,
@@ -87,14 +90,14 @@ class Ingest:
                 self._obey(command, now_ns)
             for feed in self._feeds:
                 if feed.due_ns is not None and feed.due_ns <= now_ns:
-                    feed.serve(self._batch, now_ns, self._outlet)
+                    feed.serve(self._batch, now_ns, self._publisher)
             self._sleep(now_ns)
 
     def close(self) -> None:
         """Close the feeds, say that they are down, and leave the ring in order."""
         now_ns = time.time_ns()
         for feed in self._feeds:
-            feed.stop(now_ns, self._outlet)
+            feed.stop(now_ns, self._publisher)
         self._writer.close()
 
     def _delay(self) -> None:
