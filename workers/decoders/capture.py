@@ -1,0 +1,420 @@
+"""A capture file as records: what replay and replay-info read.
+
+    CaptureFile -> container -> decoder -> RECORD arrays
+    (unpacks)      (frames)     (records)
+
+The format is found by content, never by name (`detect`); options help where content cannot tell. Original times are kept,
+records are flagged REPLAYED. Reads the file piece by piece; never paces, publishes or reads a clock.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Mapping
+from datetime import UTC, date, datetime
+from typing import Any, Final
+
+import numpy as np
+
+from shm.layout import RECORD, Flag, Source
+from workers.decoders.capture_file import CaptureFile
+from workers.decoders.protocol import Batch, Container, Counters, Decoder, FramingError, UnknownFormat
+from workers.errors import SettingsError
+
+Intern = Callable[[str], int]
+
+FORMATS: Final = ("pcap", "dbn", "dbn-fragment", "itch", "lines", "jsonl")
+PROTOCOLS: Final = ("iex", "itch")
+# What may stand in `options`, for messages and for `tickengine config`.
+OPTIONS: Final = {
+    "format": f"one of {', '.join(FORMATS)}; default: found by content",
+    "protocol": f"of the datagrams in a packet capture: {' or '.join(PROTOCOLS)}; default: found by content",
+    "port": "UDP port to read in a packet capture; default: all",
+    "date": "session date of ITCH times, YYYY-MM-DD; default: that of the capture time in New York",
+    "symbol": "whose a Binance depth snapshot is that names none; default: that of the message before it",
+    "venue": "venue code of the records; default: the format's own",
+}
+_PCAP_MAGICS: Final = (b"\xd4\xc3\xb2\xa1", b"\xa1\xb2\xc3\xd4", b"\x4d\x3c\xb2\xa1", b"\xa1\xb2\x3c\x4d", b"\x0a\x0d\x0d\x0a")
+_LINE: Final = re.compile(rb"\d{1,19} [\[{]")
+_ITCH_TYPES: Final = b"SRHYLVWKJhAFECXDUPQBINO"
+_PROBE_DATAGRAMS: Final = 4096
+
+
+def detect(head: bytes) -> str:
+    """Format of a stream that begins with `head`: one of FORMATS. UnknownFormat says what it looks like instead."""
+    if head[:4] in _PCAP_MAGICS:
+        return "pcap"
+    if head[:3] == b"DBN":
+        return "dbn"
+    if head.startswith(b'{"t":'):
+        return "jsonl"
+    if _LINE.match(head):
+        return "lines"
+    if _looks_like_itch(head):
+        return "itch"
+    if len(head) >= 4 and head[1:4] == b"\x2a\x4d\x18" and 0x50 <= head[0] <= 0x5F:
+        raise UnknownFormat("legacy DBZ (DBN's forerunner): convert it with Databento's `dbn` tool first")
+    if not head:
+        raise UnknownFormat("the file is empty")
+    raise UnknownFormat(f"no known capture begins with {head[:16]!r}; the option `format` may be one of {', '.join(FORMATS)}")
+
+
+def _looks_like_itch(head: bytes) -> bool:
+    """2-byte lengths, each right for the ITCH 5.0 type that follows it, as far as the head goes (at most 16 messages)."""
+    from workers.decoders._itch import message_length
+
+    at = seen = 0
+    while at + 3 <= len(head) and seen < 16:
+        length = int.from_bytes(head[at : at + 2], "big")
+        if length == 0 or length != message_length(head[at + 2]):
+            return False
+        at += 2 + length
+        seen += 1
+    return seen > 0
+
+
+def protocol_of(payload: bytes) -> str:
+    """One of PROTOCOLS if the datagram is of it, else ""."""
+    size = len(payload)
+    if size >= 40 and payload[0] == 1 and payload[2:4] in (b"\x03\x80", b"\x04\x80"):
+        return "iex" if int.from_bytes(payload[12:14], "little") + 40 == size else ""
+    if size < 20 or not all(32 <= byte < 127 for byte in payload[:10]):
+        return ""
+    count, at, first = int.from_bytes(payload[18:20], "big"), 20, True
+    if count in {0, 0xFFFF}:
+        return "itch" if size == 20 else ""
+    for _ in range(count):
+        length = int.from_bytes(payload[at : at + 2], "big")
+        if at + 2 + length > size or not length or (first and payload[at + 2] not in _ITCH_TYPES):
+            return ""
+        at, first = at + 2 + length, False
+    return "itch" if at == size else ""
+
+
+class Capture:
+    """One file being decoded. Not thread-safe."""
+
+    def __init__(self, path: str | os.PathLike[str], intern: Intern, options: Mapping[str, Any], feed_id: int) -> None:
+        self._options = _checked(options)
+        self._symbols: dict[str, int] = {}
+        self._intern = intern
+        self._feed_id = feed_id
+        self._failure: FramingError | None = None
+        self._truncated_bytes = 0
+        self._ended = False
+        self.file = CaptureFile(path)
+        try:
+            self._head = self.file.read()
+            self._layout = str(self._options.get("format") or detect(self._head))
+            self._container: Any
+            self._decoder: Any
+            self._waiting: list[Batch] = []
+            self._begin()
+        except BaseException:
+            self.file.close()
+            raise
+
+    # ---- reading --------------------------------------------------------------------------------------------------
+
+    def decode(self, out: np.ndarray) -> int:
+        """Fills `out` (dtype RECORD) from its front; returns the count, 0 = end of file.
+
+        Raises FramingError once, after every record before the damage was handed out; from then on it returns 0.
+        """
+        if out.dtype != RECORD:
+            raise SettingsError(f"out must have dtype RECORD, not {out.dtype}")
+        filled = 0
+        while filled < len(out):
+            got = self._decoder.decode(out[filled:] if filled else out)
+            if got:
+                filled += got
+            elif not self._advance():
+                if self._failure is not None and not filled:
+                    failure, self._failure = self._failure, None
+                    raise failure
+                break
+        return filled
+
+    def _advance(self) -> bool:
+        """Gives the decoder its next frames; False = there are no more."""
+        while not self._ended:
+            if self._waiting:
+                batch = self._waiting.pop(0)
+            else:
+                piece = self._read()
+                batch = self._container.feed(piece) if piece else self._finish()
+                if self._container.error is not None:
+                    self._failure = self._container.error
+                    self._ended = not len(batch.frames)
+            if len(batch.frames):
+                self._decoder.feed(batch.buffer, batch.frames)
+                return True
+            self._ended = self._ended or self._failure is not None
+        return False
+
+    def _read(self) -> bytes:
+        if self._failure is not None:
+            return b""
+        if self._head:
+            head, self._head = self._head, b""
+            return head
+        try:
+            return self.file.read()
+        except FramingError as failure:
+            self._failure = failure
+            return b""
+
+    def _finish(self) -> Batch:
+        """The input has ended: a last line may lack its newline; of a binary message nothing can be missing."""
+        self._ended = True
+        left = self._container.finish()
+        if left and self._layout in {"lines", "jsonl"}:
+            batch: Batch = self._container.feed(b"\n")
+            self._ended = not len(batch.frames)
+            return batch
+        self._truncated_bytes = left
+        return Batch(b"", np.zeros(0, np.uint8))
+
+    # ---- what it is -----------------------------------------------------------------------------------------------
+
+    def _stamp(self) -> dict[str, Any]:
+        venue = self._options.get("venue")
+        stamp = {"source": int(Source.REPLAY), "feed_id": self._feed_id, "flags": int(Flag.REPLAYED)}
+        return stamp if venue is None else {**stamp, "venue": str(venue).encode()}
+
+    def _remember(self, symbol: str) -> int:
+        number = self._intern(symbol)
+        self._symbols[symbol] = number
+        return number
+
+    def _begin(self) -> None:
+        """Chooses container and decoder; for packet captures that takes a look at the first datagrams."""
+        from workers.decoders import _containers
+
+        stamp = self._stamp()
+        if self._layout in {"dbn", "dbn-fragment"}:
+            from workers.decoders._dbn import DbnDecoder, DbnReader
+
+            self._container = DbnReader(fragment=self._layout == "dbn-fragment")
+            self._decoder = DbnDecoder(self._remember, self._container.symbols, **stamp)
+        elif self._layout == "itch":
+            from workers.decoders._itch import ItchDecoder
+
+            self._container = _containers.LengthReader()
+            self._decoder = ItchDecoder(self._remember, packets=False, session_date=self._options.get("date"), **stamp)
+        elif self._layout == "pcap":
+            self._container = _containers.PacketReader(int(self._options.get("port", 0)))
+            self._begin_packets(stamp)
+        elif self._layout == "lines":
+            self._container = _containers.LineReader()
+            self._begin_messages(self._head[:65536], stamp)
+        else:
+            from workers.decoders.jsonl import JsonlReader
+
+            self._container = JsonlReader()
+            self._begin_jsonl(stamp)
+
+    def _begin_packets(self, stamp: dict[str, Any]) -> None:
+        protocol = str(self._options.get("protocol", ""))
+        ports: set[int] = set()
+        seen = 0
+        while not protocol:
+            piece = self._read()
+            if not piece:
+                break
+            batch = self._container.feed(piece)
+            self._waiting.append(batch)
+            for frame in batch.frames[: _PROBE_DATAGRAMS - seen]:
+                first = int(frame["offset"])
+                protocol = protocol_of(batch.buffer[first : first + int(frame["size"])])
+                ports.add(int(frame["port"]))
+                seen += 1
+                if protocol:
+                    break
+            if self._container.error is not None:
+                self._failure = self._container.error
+            if seen >= _PROBE_DATAGRAMS or self._failure is not None:
+                break
+        if protocol == "iex":
+            from workers.decoders._iex import IexDecoder
+
+            self._decoder = IexDecoder(self._remember, **stamp)
+        elif protocol == "itch":
+            from workers.decoders._itch import ItchDecoder
+
+            self._decoder = ItchDecoder(self._remember, session_date=self._options.get("date"), **stamp)
+        elif self._failure is not None and not seen:
+            raise self._failure
+        else:
+            where = f" to ports {sorted(ports)[:8]}" if ports else ""
+            raise UnknownFormat(f"packet capture: {seen} UDP datagrams{where}, none of IEX-TP or MoldUDP64 with ITCH 5.0")
+        self._protocol = protocol
+
+    def _begin_messages(self, sample: bytes, stamp: dict[str, Any]) -> None:
+        if b'"sequence_num":' in sample and b'"channel":' in sample:
+            from workers.decoders._coinbase import CoinbaseDecoder
+
+            self._decoder = CoinbaseDecoder(self._remember, **stamp)
+        elif b'"stream":"' in sample or b'"e":"' in sample or b'"lastUpdateId":' in sample:
+            from workers.decoders._binance import BinanceDecoder
+
+            self._decoder = BinanceDecoder(self._remember, symbol=self._options.get("symbol"), **stamp)
+        else:
+            raise UnknownFormat(f"lines of JSON from a venue without a decoder: {sample[:80]!r}")
+
+    def _begin_jsonl(self, stamp: dict[str, Any]) -> None:
+        exchange = ""
+        while not exchange:
+            piece = self._read()
+            if not piece:
+                break
+            self._waiting.append(self._container.feed(piece))
+            exchange = str(self._container.exchange).upper()
+            if self._waiting[-1].frames.size:
+                break
+        if exchange.startswith("BINANCE"):
+            from workers.decoders._binance import BinanceDecoder
+
+            self._decoder = BinanceDecoder(self._remember, symbol=self._options.get("symbol"), **stamp)
+        elif exchange.startswith("COINBASE"):
+            from workers.decoders._coinbase import CoinbaseDecoder
+
+            self._decoder = CoinbaseDecoder(self._remember, **stamp)
+        else:
+            raise UnknownFormat(f"WebSocket capture of {exchange or 'an exchange that its header does not name'}: no decoder")
+
+    @property
+    def container(self) -> Container:
+        """What cuts the file into frames."""
+        container: Container = self._container
+        return container
+
+    @property
+    def decoder(self) -> Decoder:
+        """What turns the frames into records."""
+        decoder: Decoder = self._decoder
+        return decoder
+
+    @property
+    def format(self) -> str:
+        """For people: what the file holds, in what, and how it is packed."""
+        if self._layout == "pcap":
+            text = f"{'IEX TOPS/DEEP' if self._protocol == 'iex' else 'NASDAQ ITCH 5.0'} in {self._container.layout}"
+        elif self._layout in {"dbn", "dbn-fragment"}:
+            version = f" v{self._container.version}" if self._container.version else ""
+            text = f"Databento DBN{version} {self._container.schema or 'fragment'}".rstrip()
+        elif self._layout == "itch":
+            text = "NASDAQ ITCH 5.0, length-framed"
+        else:
+            venue = "Coinbase" if type(self._decoder).__name__.startswith("Coinbase") else "Binance"
+            text = f"{venue} WebSocket messages, {'timed lines' if self._layout == 'lines' else 'jsonl capture'}"
+        return f"{text} ({self.file.compression})" if self.file.compression else text
+
+    @property
+    def progress(self) -> float:
+        """How much of the file has been read, 0 to 1."""
+        return self.file.progress
+
+    @property
+    def counters(self) -> Counters:
+        """Snapshot of what was decoded so far."""
+        counters: Counters = self._decoder.counters
+        if self._truncated_bytes:
+            counters.malformed["truncated"] = counters.malformed.get("truncated", 0) + 1
+        return counters
+
+    @property
+    def symbols(self) -> dict[str, int]:
+        """Symbols met so far and their instrument ids."""
+        return dict(self._symbols)
+
+    def describe(self) -> dict[str, Any]:
+        """What was decoded so far, in plain types for replay-info; decode to the end first for the whole file."""
+        counters = self.counters
+        return {
+            "path": str(self.file.path),
+            "format": self.format,
+            "size_bytes": self.file.size_bytes,
+            "progress": self.progress,
+            "frames": counters.frames,
+            "messages": counters.messages,
+            "records": counters.records,
+            "first": _iso(counters.first_ns),
+            "last": _iso(counters.last_ns),
+            "first_ns": counters.first_ns,
+            "last_ns": counters.last_ns,
+            "symbols": sorted(self._symbols),
+            "gaps": counters.gaps,
+            "missing": counters.missing,
+            "gap_ranges": [tuple(gap) for gap in counters.gap_ranges],
+            "duplicates": counters.duplicates,
+            "heartbeats": counters.heartbeats,
+            "malformed": counters.malformed,
+            "truncated_bytes": self._truncated_bytes,
+            "passed_over": self._container.counts(),
+        }
+
+    def close(self) -> None:
+        """Closes the file; the counters stay. May be called more than once."""
+        self._ended = True
+        self.file.close()
+
+    def __enter__(self) -> Capture:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def open_capture(
+    path: str | os.PathLike[str], *, intern: Intern, options: Mapping[str, Any] | None = None, feed_id: int = 0
+) -> Capture:
+    """Opens a capture file; `intern(symbol) -> instrument id`; `options`: see OPTIONS.
+
+    Raises OSError, SettingsError for an option that cannot be, UnknownFormat for content without a decoder, and
+    FramingError if the file is damaged before its first message.
+    """
+    return Capture(path, intern, options or {}, feed_id)
+
+
+def describe_capture(path: str | os.PathLike[str], *, options: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Decodes a whole file and describes it, with the framing error that ended it early, if any, under "error"."""
+    numbers: dict[str, int] = {}
+    out = np.empty(8192, RECORD)
+    with open_capture(path, intern=lambda symbol: numbers.setdefault(symbol, len(numbers)), options=options) as capture:
+        error = ""
+        try:
+            while capture.decode(out):
+                pass
+        except FramingError as problem:
+            error = str(problem)
+        return {**capture.describe(), "error": error}
+
+
+def _iso(time_ns: int) -> str:
+    if not time_ns:
+        return ""
+    seconds, rest = divmod(time_ns, 1_000_000_000)
+    return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%S}.{rest:09d}Z"
+
+
+def _checked(options: Mapping[str, Any]) -> dict[str, Any]:
+    found = {key: value for key, value in options.items() if value is not None}
+    for key, value in found.items():
+        if key not in OPTIONS:
+            raise SettingsError(f"no option {key!r} for a capture; there are: {', '.join(OPTIONS)}")
+        if key == "format" and value not in FORMATS:
+            raise SettingsError(f"option format = {value!r}: {OPTIONS[key]}")
+        if key == "protocol" and value not in PROTOCOLS:
+            raise SettingsError(f"option protocol = {value!r}: {OPTIONS[key]}")
+        if key == "port" and not (str(value).isdecimal() and 0 <= int(value) <= 65535):
+            raise SettingsError(f"option port = {value!r}: a UDP port, 0 = all")
+        if key == "venue" and not (isinstance(value, str) and value.isascii() and len(value) <= 8):
+            raise SettingsError(f"option venue = {value!r}: at most 8 ASCII characters")
+    if isinstance(found.get("date"), str):
+        try:
+            found["date"] = date.fromisoformat(found["date"])
+        except ValueError:
+            raise SettingsError(f"option date = {found['date']!r}: {OPTIONS['date']}") from None
+    return found

@@ -1,0 +1,100 @@
+"""The `.jsonl` capture of WebSocket sessions -> text frames: lines {"t": "header" | "http" | "connect" | "send" | "recv", ...}.
+
+A container (`workers.decoders.protocol`) used by `capture`: reads no file. `recv.data` is a text message, `ts` its
+receive time in seconds; `conn` names the connection. Of the http answers only Binance depth snapshots become frames, in
+the form in which the venue sends a whole book on a combined stream: {"stream": "SYMBOL@depth", "data": BODY}.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from typing import Final
+
+import msgspec
+import numpy as np
+
+from workers.decoders.protocol import FRAME, Batch, FramingError, many_frames
+
+LINE_MAX_BYTES: Final = 1 << 26
+_DEPTH_URL: Final = re.compile(r"/depth\?(?:.*&)?symbol=([A-Za-z0-9_.-]{1,32})(?:&|$)")
+
+
+class Line(msgspec.Struct):
+    """What is read of a line; the rest is ignored."""
+
+    t: str
+    conn: str = ""
+    ts: float = 0.0
+    data: str = ""
+    url: str = ""
+    exchange: str = ""
+
+
+class JsonlReader:
+    """Cuts a `.jsonl` capture into text frames. `exchange` is "" until the header line was read."""
+
+    def __init__(self) -> None:
+        self.exchange = ""
+        self._rest = b""
+        self._offset = 0
+        self._error: FramingError | None = None
+        self._passed: Counter[str] = Counter()
+        self._connections: dict[str, int] = {}
+        self._decoder = msgspec.json.Decoder(Line)
+
+    @property
+    def error(self) -> FramingError | None:
+        """FramingError once a line is longer than any message."""
+        return self._error
+
+    def counts(self) -> dict[str, int]:
+        """Lines passed over, by what they are."""
+        return dict(self._passed)
+
+    def finish(self) -> int:
+        """Bytes of a last line without its newline: feed one at the end of the input to have it read."""
+        return 0 if self._error is not None else len(self._rest)
+
+    def feed(self, data: bytes) -> Batch:
+        """Frames of the lines that are whole now."""
+        if self._error is not None:
+            return Batch(b"", np.zeros(0, FRAME))
+        lines = (self._rest + data).split(b"\n")
+        self._rest = lines.pop()
+        messages: list[bytes] = []
+        times: list[int] = []
+        connections: list[int] = []
+        for line in lines:
+            self._offset += len(line) + 1
+            if line.strip():
+                self._line(line, messages, times, connections)
+        if len(self._rest) > LINE_MAX_BYTES:
+            self._error = FramingError("jsonl", self._offset, f"a line of more than {LINE_MAX_BYTES >> 20} MiB")
+        batch = many_frames(messages, times)
+        batch.frames["port"] = connections
+        return batch
+
+    def _line(self, text: bytes, messages: list[bytes], times: list[int], connections: list[int]) -> None:
+        try:
+            line = self._decoder.decode(text)
+            ts_receive = round(line.ts * 1e6) * 1000  # a float of seconds says microseconds and no more
+            data = line.data.encode()
+        except (msgspec.MsgspecError, ValueError, OverflowError):
+            self._passed["lines that are not JSON"] += 1
+            return
+        if not -(2**63) <= ts_receive < 2**63:
+            self._passed["lines without a usable time"] += 1
+            return
+        if line.t == "header":
+            self.exchange = self.exchange or line.exchange
+        if line.t == "http":
+            depth = _DEPTH_URL.search(line.url)
+            if depth:
+                data = b'{"stream":"%s@depth","data":%s}' % (depth[1].lower().encode(), data)
+        if line.t == "recv" or (line.t == "http" and data.startswith(b'{"stream"')):
+            messages.append(data)
+            times.append(ts_receive)
+            connections.append(self._connections.setdefault(line.conn, len(self._connections)) & 0xFFFF)
+        else:
+            self._passed[f"{line.t or '?'} lines"[:40]] += 1
