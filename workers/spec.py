@@ -119,7 +119,7 @@ class FanoutSettings(WorkerSettings, frozen=True, kw_only=True):
     replay_port: Port = 8831
     ipc_dir: str = ""  # folder of the ipc sockets; empty = no ipc endpoints
     send_hwm: Annotated[int, Meta(ge=1)] = 100_000  # messages queued per subscriber before the newest is dropped
-    batch_slots: Positive = 4096  # records read from a ring at a time
+    batch_slots: Positive = 32768  # most records of a turn: busy, the more the more records share a message
     reliable: bool = False  # hold the writers back (bounded) instead of losing records: for replays at full speed
     start: Literal["newest", "oldest"] = "newest"
 
