@@ -60,13 +60,13 @@ class Child:
         self.process.stdin.write(line.encode() + b"\n")
         self.process.stdin.flush()
 
-    def hear(self) -> str:
+    def hear(self, deadline_s: float = DEADLINE_S) -> str:
         """The next line that it prints; fails the test if none comes within the deadline or the child ends."""
         assert self.process.stdout is not None
-        deadline = time.monotonic() + DEADLINE_S
+        deadline = time.monotonic() + deadline_s
         while b"\n" not in self._unread:
             ready, _, _ = select.select([self.process.stdout], [], [], max(0.0, deadline - time.monotonic()))
-            assert ready, f"the child said nothing for {DEADLINE_S} s"
+            assert ready, f"the child said nothing for {deadline_s} s"
             chunk = os.read(self.process.stdout.fileno(), 65536)
             assert chunk, f"the child ended with status {self.process.wait()}"
             self._unread += chunk

@@ -1,7 +1,7 @@
 """A second build of the ring that can stop itself between the steps of publish, for the tests that kill a writer there.
 
-The package's sources are copied to a temporary folder and built there with TICKENGINE_STOPS=1, so that the product's own
-build never contains a stop. Children import it by path; the test itself keeps the ordinary build.
+The package's sources are copied to a temporary folder and built there with TICKENGINE_STOPS=1, so that the product's
+own build never contains a stop. Children import it by path; the test itself keeps the ordinary build.
 """
 
 from __future__ import annotations
