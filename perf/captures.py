@@ -2,7 +2,7 @@
 
     dbn        the ES futures MBP-1 file, unpacked, its records repeated
     itch       the captured start of a day (directory messages), then generated order flow on its instruments, repeated
-    iex        the TOPS pcap, unpacked; one pass has 57,674 messages
+    iex        the TOPS pcap, unpacked, its packets repeated with message numbers that go on
     binance    the trades of the spot capture, unpacked; one pass has 9,757
 
 The samples are found at $TICKENGINE_SAMPLES or ../shared/samples. Order flow is generated because the captured ITCH
@@ -24,6 +24,9 @@ from perf.errors import PeerMissing, Skipped
 _ROOT = Path(__file__).resolve().parent.parent
 _ITCH_LIVE_ORDERS = 2000
 _ITCH_BLOCK_ORDERS = 10_000
+_PCAP_HEADER_BYTES = 24
+_PCAP_PACKET_BYTES = 16
+_UDP_BYTES = 14 + 20 + 8  # Ethernet, IPv4, UDP
 
 
 @dataclass(frozen=True)
@@ -118,8 +121,8 @@ def _order_flow(stocks: list[tuple[int, bytes]]) -> list[bytes]:
             reference += 1
         if pick() < 0.05:
             locate, old, shares = live.popleft()
-            say(b"X", locate, struct.pack(">QI", old, 50))
-            live.append((locate, old, shares - 50))
+            say(b"X", locate, struct.pack(">QI", old, shares // 2))
+            live.append((locate, old, shares - shares // 2))
         if len(live) > _ITCH_LIVE_ORDERS:
             locate, old, shares = live.popleft()
             if pick() < 0.1:
@@ -131,11 +134,28 @@ def _order_flow(stocks: list[tuple[int, bytes]]) -> list[bytes]:
     return found
 
 
-def iex(folder: Path) -> CaptureFile:
-    """The TOPS 1.6 capture, unpacked."""
+def iex(folder: Path, copies: int) -> CaptureFile:
+    """The TOPS 1.6 pcap, unpacked, `copies` times; message numbers and stream offsets go on from copy to copy."""
+    data = gzip.decompress(_sample("iex/TOPS16*.gz").read_bytes())
+    packets = bytearray(data[_PCAP_HEADER_BYTES:])
+    transports = []
+    offset = 0
+    while offset < len(packets):
+        transports.append(offset + _PCAP_PACKET_BYTES + _UDP_BYTES)
+        offset += _PCAP_PACKET_BYTES + struct.unpack_from("<I", packets, offset + 8)[0]
+    # IEX-TP header: payload bytes u16 at 12, messages u16 at 14, stream offset u64 at 16, first message u64 at 24
+    sizes = [struct.unpack_from("<HHqq", packets, transport + 12) for transport in transports]
+    messages = sum(size[1] for size in sizes)
+    stream_bytes = sum(size[0] for size in sizes)
     path = folder / "tops.pcap"
-    path.write_bytes(gzip.decompress(_sample("iex/TOPS16*.gz").read_bytes()))
-    return CaptureFile(path, 57_674)
+    with path.open("wb") as file:
+        file.write(data[:_PCAP_HEADER_BYTES])
+        for copy in range(copies):
+            for transport, (_, _, stream_offset, first) in zip(transports, sizes, strict=True):
+                moved = stream_offset + copy * stream_bytes, first + copy * messages
+                struct.pack_into("<qq", packets, transport + 16, *moved)
+            file.write(packets)
+    return CaptureFile(path, messages * copies)
 
 
 def binance(folder: Path) -> CaptureFile:

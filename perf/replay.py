@@ -11,9 +11,10 @@
 
         ingest_dbn: python -m workers.ingest: replay source at full speed --> quality checks --> publish_batch --> ring
 
-Captured samples, unpacked and repeated (perf/captures.py) until they are long enough; IEX and Binance files are opened
-again for every pass, because their venue sequence numbers would go back. Counted are the venue's messages, not the
-records made of them. What the peers do is less: they make no records, keep no order table, publish nothing.
+Captured samples, unpacked and repeated (perf/captures.py) until they are long enough; each pass opens its file anew. A
+pass that is not timed goes first: it enters the symbols into the instrument table, which a day's replay does once.
+Counted are the venue's messages, not the records made of them. What the peers do is less: they make no records, keep no
+order table, publish nothing.
 
 Verified: as many messages as an independent count found, none refused, the same records in every pass, the ring's
 newest sequence equal to the records decoded, and what the ring still holds contiguous.
@@ -38,6 +39,7 @@ from perf.stage import RING, Stage
 from shm.instruments import InstrumentTable
 from shm.layout import RecordType, StatusCode, empty
 from shm.ring import RingReader, RingWriter, ring_info
+from workers.decoders.capture import open_capture
 from workers.spec import FeedSpec, IngestSettings
 
 BATCH = 2048
@@ -49,12 +51,12 @@ Peer = Callable[[CaptureFile], float]
 
 def dbn(plan: Plan) -> Row:
     """DBN records a second."""
-    copies = plan.amount(1000)
+    copies = plan.amount(300)
     return _replay(
         plan,
         "replay_dbn",
         lambda folder: captures.dbn(folder, copies),
-        1,
+        3,
         peer="databento_dbn decoder",
         peer_rate=peers_decode.dbn_rate,
         target=Target(5e6, "higher"),
@@ -63,12 +65,12 @@ def dbn(plan: Plan) -> Row:
 
 def itch(plan: Plan) -> Row:
     """ITCH messages a second."""
-    copies = plan.amount(100)
+    copies = plan.amount(30)
     return _replay(
         plan,
         "replay_itch",
         lambda folder: captures.itch(folder, copies),
-        1,
+        3,
         peer="struct.unpack loop",
         peer_rate=peers_decode.itch_rate,
         target=Target(5e6, "higher"),
@@ -77,11 +79,12 @@ def itch(plan: Plan) -> Row:
 
 def iex(plan: Plan) -> Row:
     """IEX TOPS messages a second."""
+    copies = plan.amount(15)
     return _replay(
         plan,
         "replay_iex",
-        captures.iex,
-        plan.amount(30),
+        lambda folder: captures.iex(folder, copies),
+        3,
         peer="struct.unpack loop",
         peer_rate=peers_decode.iex_rate,
         target=Target(5e6, "higher"),
@@ -113,32 +116,33 @@ def _replay(plan: Plan, name: str, make: Make, passes: int, *, peer: str, peer_r
 
 def _rate(capture: CaptureFile, passes: int, records: list[int]) -> float:
     """Messages a second from the file to the ring; how many records they made goes to `records`."""
-    from workers.decoders.capture import open_capture
-
-    out = empty(BATCH)
-    per_pass: list[int] = []
     with scratch_engine() as engine, RingWriter.create(engine, RING) as writer:
         instruments = InstrumentTable.create(engine)
-        publish = writer.publish_batch
+        per_pass = [_one_pass(capture, instruments, writer)]  # not timed: every symbol is new
         start = time.perf_counter_ns()
         for _ in range(passes):
-            opened = open_capture(capture.path, intern=instruments.intern, feed_id=FEED_ID)
-            count = 0
-            while got := opened.decode(out):
-                publish(out, got)
-                count += got
-            counters = opened.counters
-            opened.close()
-            per_pass.append(count)
-            seen = sum(counters.messages.values())
-            require(seen == capture.messages, f"decoded {seen:,} messages, the file has {capture.messages:,}")
-            require(not counters.malformed, f"messages were refused: {counters.malformed}")
+            per_pass.append(_one_pass(capture, instruments, writer))
         elapsed_ns = time.perf_counter_ns() - start
         instruments.close()
         require(len(set(per_pass)) == 1, f"passes over the same file made {per_pass} records")
         _check_ring(engine, writer.next_sequence - 1, sum(per_pass))
-    records.append(sum(per_pass))
+    records.append(per_pass[0] * passes)
     return capture.messages * passes / elapsed_ns * 1e9
+
+
+def _one_pass(capture: CaptureFile, instruments: InstrumentTable, writer: RingWriter) -> int:
+    """Decode the file into the ring; returns how many records that made."""
+    opened = open_capture(capture.path, intern=instruments.intern, feed_id=FEED_ID)
+    decode, publish, out, count = opened.decode, writer.publish_batch, empty(BATCH), 0
+    while got := decode(out):
+        publish(out, got)
+        count += got
+    counters = opened.counters
+    opened.close()
+    seen = sum(counters.messages.values())
+    require(seen == capture.messages, f"decoded {seen:,} messages, the file has {capture.messages:,}")
+    require(not counters.malformed, f"messages were refused: {counters.malformed}")
+    return count
 
 
 def _check_ring(engine: str, published: int, records: int) -> None:

@@ -15,7 +15,7 @@ from perf.errors import PeerMissing, Skipped
 def test_generated_order_flow_takes_every_order_off_the_book_again(tmp_path: Path) -> None:
     capture = captures.itch(tmp_path, copies=1)
     data = capture.path.read_bytes()
-    live: set[int] = set()
+    live: dict[int, int] = {}  # order -> shares left
     offset = count = 0
     while offset < len(data):
         (length,) = struct.unpack_from(">H", data, offset)
@@ -25,14 +25,17 @@ def test_generated_order_flow_takes_every_order_off_the_book_again(tmp_path: Pat
             (order,) = struct.unpack_from(">Q", body, 11)
             if kind == b"A":
                 assert order not in live
-                live.add(order)
+                (live[order],) = struct.unpack_from(">I", body, 20)
             else:
                 assert order in live, f"message {count}, type {kind!r}"
-            if kind in b"ED":
-                live.remove(order)
-            elif kind == b"U":
-                live.remove(order)
-                live.add(struct.unpack_from(">Q", body, 19)[0])
+            if kind in b"EX":
+                live[order] -= struct.unpack_from(">I", body, 19)[0]
+                assert live[order] >= 0
+            if kind in b"DU" or live[order] == 0:
+                del live[order]
+            if kind == b"U":
+                new, shares = struct.unpack_from(">QI", body, 19)
+                live[new] = shares
         offset += 2 + length
         count += 1
     assert not live
@@ -46,7 +49,7 @@ def test_peers_see_every_message_of_the_captures(tmp_path: Path) -> None:
     except (PeerMissing, Skipped) as reason:
         pytest.skip(str(reason))
     assert peers_decode.itch_rate(captures.itch(tmp_path, copies=1)) > 0
-    assert peers_decode.iex_rate(captures.iex(tmp_path)) > 0
+    assert peers_decode.iex_rate(captures.iex(tmp_path, copies=2)) > 0
     assert peers_decode.binance_rate(captures.binance(tmp_path)) > 0
 
 
@@ -55,4 +58,4 @@ def test_without_samples_a_replay_benchmark_is_skipped_and_says_where_it_looked(
 ) -> None:
     monkeypatch.setenv("TICKENGINE_SAMPLES", str(tmp_path / "nowhere"))
     with pytest.raises(Skipped, match="nowhere"):
-        captures.iex(tmp_path)
+        captures.iex(tmp_path, copies=1)
