@@ -19,6 +19,7 @@ bounded amount a poll, so that the worker's heart goes on beating.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
@@ -39,8 +40,11 @@ from shm.layout import (
     empty,
 )
 from workers.decoders.capture import Capture, open_capture
+from workers.decoders.protocol import FramingError
 from workers.errors import SettingsError, SourceError
 from workers.source import SourceContext, nearest, read_options
+
+log = logging.getLogger("replay")
 
 CHUNK_SLOTS: Final = 4096
 SKIP_CHUNKS_PER_POLL: Final = 16
@@ -226,12 +230,17 @@ class ReplaySource:
         self._first_of_file: np.ndarray | None = None
         into = empty(CHUNK_SLOTS)
         before = (self.errors, self.gaps, self.bytes_received)
-        turn = 0
+        turn = damaged = 0
         while True:
-            count = capture.decode(into)
+            try:
+                count = capture.decode(into)
+            except FramingError as error:
+                # Nothing after the damage can be read; what stood before it has been handed out.
+                log.warning("feed %s: %s: %s; the rest of the file is left out", spec.name, path.name, error)
+                damaged, count = 1, 0
             turn += 1
             if count == 0 or turn % COUNT_EVERY == 0:
-                self._count(capture, *before)
+                self._count(capture, before[0] + damaged, *before[1:])
             if count == 0:
                 self.close()
                 return
