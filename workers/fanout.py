@@ -9,7 +9,8 @@ idle engine so sends a record a message, at once; a busy one as many as have com
 to fill. Nothing is grouped or encoded for a topic that nobody subscribed to.
 
 What is lost, and how it shows:
-    slow subscriber     workers/outlet.py drops for that one; a hole in its topic numbers; `messages_dropped`
+    slow subscriber     workers/outlet.py drops for that one; a hole in its topic numbers; `messages_dropped`. With the
+                        setting `reliable` it is waited for, within bounds, and so is the ring's writer
     this process killed what was committed and not sent; a hole of known size in the topic numbers
     overrun by a ring   the lost records' topics are unknown, so no number can tell: a status record GAP with ring and
                         range on marketdata.feed.status, Flag.GAP_BEFORE on the next record; `gaps`, `records_lost`
@@ -30,7 +31,7 @@ import zmq
 
 from shm.errors import BadArgument, SegmentMissing
 from shm.instruments import InstrumentTable
-from shm.layout import RecordType, Source, StatusCode, empty
+from shm.layout import RECORD_SIZE_BYTES, RecordType, Source, StatusCode, empty
 from shm.ring import RingReader, RingSet, ring_info
 from workers import topics as topic_table
 from workers._route import JSON, MSGPACK, RAW, RESOLVED, Router
@@ -42,6 +43,8 @@ from workers.topics import BATCH, INSTRUMENTS, SYMBOL_TOPICS, TopicTable
 from workers.wire import ALERT_TOPIC, BATCH_TOPIC, ERROR_TOPIC, STATUS_TOPIC, symbol_topic
 
 FRAME_RECORDS: Final = 256  # 32 KiB: what a slow subscriber loses at a time, and `send_hwm` counts
+QUEUE_BYTES: Final = 512 << 20  # most that may wait for one stuck subscriber; ZeroMQ itself counts messages only
+PATIENCE_S: Final = 1.0  # with `reliable`: wait for a subscriber that is slow, give up on one that has stopped
 ENCODE_RECORDS: Final = 2048  # about 15 ms of encoding
 SUBSCRIPTIONS_NS: Final = 2_000_000  # how often a busy fan-out looks for subscriptions; an idle one does at every wake
 DRAIN_S: Final = 0.5
@@ -100,7 +103,13 @@ class Fanout:
             (JSON, "json", settings.json_port),
         ):
             if listens := endpoints(settings, kind, port):
-                self._outlets[bit] = Outlet(self._context, listens, settings.send_hwm)
+                self._outlets[bit] = Outlet(
+                    self._context,
+                    listens,
+                    min(settings.send_hwm, QUEUE_BYTES // (FRAME_RECORDS * RECORD_SIZE_BYTES)),
+                    patience_s=PATIENCE_S if settings.reliable else 0.0,
+                    on_wait=self._keep_waiting,
+                )
                 log.info("%s on %s", kind, ", ".join(listens))
         self._raw = self._outlets.get(RAW)
         self._look_again_ns = 0
@@ -258,6 +267,11 @@ class Fanout:
     def _wanted(self, topic: int) -> int:
         name = self._names[topic]
         return sum((bit for bit, outlet in self._outlets.items() if outlet.wants(name)), RESOLVED)
+
+    def _keep_waiting(self) -> bool:
+        """Called while a patient outlet waits: the heart beats on, and whoever wants to stop does not wait."""
+        self._runtime.beat(time.time_ns())
+        return not self._runtime.stopping
 
     def _count(self) -> None:
         messages, dropped, size_bytes = self._before

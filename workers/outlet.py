@@ -1,19 +1,23 @@
 """One ZeroMQ endpoint of fan-out: an XPUB socket, who subscribed to what, and what happens when somebody is slow.
 
-Made by workers/fanout.py, one for each of raw, msgpack and JSON. An outlet never waits: not for a subscriber, not for a
-queue. It knows topics as bytes, and records not at all.
+Made by workers/fanout.py, one for each of raw, msgpack and JSON. An outlet never waits for anybody, unless told to
+be patient. It knows topics as bytes, and records not at all.
 
 The policy for a subscriber whose queue (`send_hwm` messages) is full: it loses the newest, nobody else does, and it
 sees the loss in its topic numbers. libzmq drops in silence, so the socket asks to be told (XPUB_NODROP); told that some
-queue is full, the outlet sends that one message again with leave to drop, and counts it. From then until the slow
-one has emptied half its queue libzmq leaves it out without a word: `dropped` counts how often a queue filled up, each
+queue is full, the outlet sends that one message again with leave to drop, and counts it. From then until the slow one
+has emptied half its queue libzmq leaves it out without a word: `dropped` counts how often a queue filled up, each
 subscriber's own numbers say how many messages it missed.
+
+With `patience_s` above 0, for replays at full speed, an outlet first waits that long for the full queue to move: nobody
+loses anything as long as every subscriber goes on taking messages, and one that has stopped is waited for once.
 """
 
 from __future__ import annotations
 
+import time
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -22,6 +26,7 @@ import zmq
 from workers.errors import WorkerError
 
 _MAX_IPC_PATH_BYTES: Final = 107  # sun_path, less its NUL
+_RETRY_S: Final = 0.0005
 _MORE: Final = int(zmq.SNDMORE | zmq.DONTWAIT)
 _LAST: Final = int(zmq.DONTWAIT)
 
@@ -36,8 +41,27 @@ class Outlet:
         dropped: messages that met a full queue.
     """
 
-    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], endpoints: Iterable[str], send_hwm: int) -> None:
-        """Bind. WorkerError names the endpoint that can't be bound and why."""
+    def __init__(
+        self,
+        context: zmq.Context[zmq.Socket[bytes]],
+        endpoints: Iterable[str],
+        send_hwm: int,
+        *,
+        patience_s: float = 0.0,
+        on_wait: Callable[[], bool] = lambda: True,
+    ) -> None:
+        """Bind.
+
+        Args:
+            endpoints: tcp://, ipc:// or inproc:// addresses.
+            send_hwm: messages queued for each subscriber.
+            patience_s: how long to wait for a full queue before dropping; 0 = never.
+            on_wait: called every millisecond or so while waiting; False ends the wait.
+
+        WorkerError names the endpoint that can't be bound and why.
+        """
+        self._patience_s = patience_s
+        self._on_wait = on_wait
         self.endpoints = tuple(endpoints)
         self.subscriptions = self.messages = self.bytes = self.dropped = 0
         self._counts: Counter[bytes] = Counter()
@@ -97,7 +121,7 @@ class Outlet:
             try:
                 send(names[topic], _MORE)
             except zmq.Again:
-                self._send_dropping(names[topic], frame)
+                self._send_late(names[topic], frame)
             else:
                 send(frame, _LAST)
             size_bytes += len(frame)
@@ -109,14 +133,27 @@ class Outlet:
         try:
             self._send(topic, _MORE)
         except zmq.Again:
-            self._send_dropping(topic, frame)
+            self._send_late(topic, frame)
         else:
             self._send(frame, _LAST)
         self.messages += 1
         self.bytes += len(frame)
 
-    def _send_dropping(self, topic: bytes, frame: bytes | memoryview) -> None:
-        """Send to everybody but those whose queue is full."""
+    def _send_late(self, topic: bytes, frame: bytes | memoryview) -> None:
+        """Some queue looks full: look again, wait for it as long as patience lasts, then send to all but the slow."""
+        deadline = time.monotonic() + self._patience_s
+        while True:
+            # Asking for events makes libzmq take in what subscribers have read, which `send` does once a millisecond.
+            self._socket.getsockopt(zmq.EVENTS)
+            try:
+                self._send(topic, _MORE)
+            except zmq.Again:
+                if not self._patience_s or time.monotonic() > deadline or not self._on_wait():
+                    break
+                time.sleep(_RETRY_S)
+            else:
+                self._send(frame, _LAST)
+                return
         self.dropped += 1
         self._socket.setsockopt(zmq.XPUB_NODROP, 0)
         self._send(topic, _MORE)
