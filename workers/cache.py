@@ -80,7 +80,7 @@ class Cache:
         self._bar_writer: RingWriter | None = None
         self._bar_reader: RingReader | None = None
         try:
-            if self.table.bar_intervals_s != settings.bar_intervals_s:
+            if sorted(self.table.bar_intervals_s) != sorted(settings.bar_intervals_s):
                 raise SettingsError(
                     f"bar_intervals_s is {settings.bar_intervals_s}, but {self.table.name} was made for "
                     f"{self.table.bar_intervals_s}"
