@@ -64,7 +64,8 @@ cdef uint16_t LATE = Flag.LATE
 cdef uint16_t CROSSED = Flag.CROSSED
 cdef uint16_t INCOMPLETE = Flag.INCOMPLETE
 cdef uint16_t REPLAYED = Flag.REPLAYED
-cdef uint16_t VERDICTS = OUTLIER | VOLUME_SPIKE | OUT_OF_ORDER | LATE | CROSSED | INCOMPLETE
+# A snapshot, a correction and a backfilled record speak of an earlier time by their nature, and their flag says so.
+cdef uint16_t OUT_OF_SEQUENCE = Flag.SNAPSHOT | Flag.CORRECTED | Flag.BACKFILLED
 
 # What `check` does with a record of each type: which state it uses, and its priority.
 cdef uint8_t KIND_OF_TYPE[8]
@@ -233,10 +234,12 @@ cdef class Checker:
             return INCOMPLETE if self._impossible(record) else 0
         if kind != TICK and kind != QUOTE and kind != TRADE and kind != LEVEL2:
             return 0  # news and status
-        verdict = self._order(state, record)
-        if (self._late_after_ns > 0 and record.ts_event > 0 and record.ts_receive - record.ts_event > self._late_after_ns
-                and (self._late_when_replayed or not record.flags & REPLAYED)):
-            verdict |= LATE
+        if not record.flags & OUT_OF_SEQUENCE:
+            verdict = self._order(state, record)
+            if (self._late_after_ns > 0 and record.ts_event > 0
+                    and record.ts_receive - record.ts_event > self._late_after_ns
+                    and (self._late_when_replayed or not record.flags & REPLAYED)):
+                verdict |= LATE
         if kind == QUOTE:
             if finite(body[0]) and finite(body[1]) and body[0] != 0 and body[1] != 0:
                 if body[0] > body[1]:

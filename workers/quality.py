@@ -18,9 +18,10 @@ Flags, judged per instrument and kind (prints, quotes, book):
     INCOMPLETE    a price or size that should be there is NaN, or the price is 0; also impossible values (negative or
                   infinite sizes, infinite prices, a bar whose high is below its low) under policy "flag".
 
-A negative price is not odd: spreads have them, and oil had. Rejected are: records of an unknown type, prints whose
-price is NaN or infinite, and impossible values under policy "reject". END_OF_REPLAY in the stream makes a feed begin
-anew.
+Snapshots, corrections and backfilled records (by their flags) speak of an earlier time by their nature: they are judged
+neither out of order nor late. A negative price is not odd: spreads have them, and oil had. Rejected are: records of
+an unknown type, prints whose price is NaN or infinite, and impossible values under policy "reject". END_OF_REPLAY in
+the stream makes a feed begin anew.
 
 Priority, the order in which to shed load: prints, news and status high, quotes normal, book and bars low.
 """

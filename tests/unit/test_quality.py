@@ -77,6 +77,14 @@ def test_a_venue_that_counts_anew_is_believed_after_64_records() -> None:
     assert set(found[65:]) == {Flag(0)}
 
 
+@pytest.mark.parametrize("flag", [Flag.SNAPSHOT, Flag.CORRECTED, Flag.BACKFILLED])
+def test_what_speaks_of_an_earlier_time_is_neither_out_of_order_nor_late(flag: Flag) -> None:
+    batch = records(RecordType.LEVEL2, 3, source_sequence=[100, 50, 60])
+    batch["flags"][1] = flag
+    batch["ts_event"][1] -= 5_000_000_000
+    assert flags(batch) == [Flag(0), flag, Flag.OUT_OF_ORDER]
+
+
 def test_late_is_judged_by_the_threshold_and_not_for_replays() -> None:
     batch = records(RecordType.TICK, 3, ts_receive=NOW_NS + np.array([999_000_000, 1_000_000_001, 1_000_000_001]))
     batch["flags"][2] = Flag.REPLAYED
