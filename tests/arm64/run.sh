@@ -1,7 +1,10 @@
 #!/bin/sh
 # Builds the native core on ARM64 and runs the unit tests there, in a Debian chroot under qemu-user emulation.
 #
-#   sudo tests/arm64/run.sh [--work DIR] [--suite NAME] [PYTEST ARGUMENTS...]
+#   sudo tests/arm64/run.sh [--work DIR] [--suite NAME] [--all] [PYTEST ARGUMENTS...]
+#
+# Without arguments it builds and tests shm. With --all it installs every dependency, builds every native module and runs
+# the tests named in the arguments, tests/unit by default; emulated, that takes the better part of an hour.
 #
 # What it proves: the AArch64 build works, the vector copy and the layout are right, every promise of the unit tests
 # holds. What it can not prove: memory ordering. qemu runs one guest instruction stream on an x86 host, which is stronger
@@ -14,12 +17,14 @@
 set -eu
 
 work="${TMPDIR:-/tmp}/tickengine-arm64"
+all=
 suite=$(. /etc/os-release && echo "${VERSION_CODENAME:-bookworm}")
 while [ $# -gt 0 ]; do
     case "$1" in
         --work) work=$2; shift 2 ;;
         --suite) suite=$2; shift 2 ;;
-        -h|--help) sed -n '2,16s/^# \{0,1\}//p' "$0"; exit 0 ;;
+        --all) all=yes; shift ;;
+        -h|--help) sed -n '2,19s/^# \{0,1\}//p' "$0"; exit 0 ;;
         --) shift; break ;;
         *) break ;;
     esac
@@ -29,7 +34,9 @@ step() { echo "== $*"; }
 
 project=$(cd "$(dirname "$0")/../.." && pwd)
 root="$work/root"
-if [ $# -eq 0 ]; then # by default: the tests of shm, which need nothing but shm's own dependencies
+if [ -n "$all" ]; then
+    [ $# -gt 0 ] || set -- tests/unit
+elif [ $# -eq 0 ]; then # by default: the tests of shm, which need nothing but shm's own dependencies
     cd "$project"
     for noun in layout header ring segment locks consumer import_time status instruments latest message; do
         for file in tests/unit/test_"$noun"*.py; do
@@ -98,8 +105,21 @@ if [ ! -e "$root/venv/.ready" ]; then
         touch /venv/.ready"
 fi
 
-step "building the native core of shm"
-extensions=$(cd "$project" && ls shm/_*.pyx | sed 's,/,.,;s,\.pyx$,,' | paste -sd, -)
+extensions=
+if [ -n "$all" ]; then
+    step "installing every dependency"
+    inside "/venv/bin/pip install -q $(python3 - "$project/pyproject.toml" << 'PYTHON'
+import shlex, sys, tomllib
+project = tomllib.load(open(sys.argv[1], "rb"))["project"]
+extras = project["optional-dependencies"]
+wanted = [*project["dependencies"], *extras["replay"], *extras["test"]]
+print(*(shlex.quote(one.partition(";")[0].strip()) for one in wanted if not one.startswith("tickengine")))
+PYTHON
+)"
+else # the writer of the latest-value table lives with the cache
+    extensions=$(cd "$project" && ls shm/_*.pyx workers/_cache.pyx | sed 's,/,.,;s,\.pyx$,,' | paste -sd, -)
+fi
+step "building ${extensions:-every native module}"
 inside "TICKENGINE_EXT=$extensions /venv/bin/python setup.py -q build_ext --inplace"
 
 step "testing: $*"
