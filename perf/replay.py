@@ -38,7 +38,7 @@ from perf.rounds import Plan, alternate
 from perf.stage import RING, Stage
 from shm.instruments import InstrumentTable
 from shm.layout import RecordType, StatusCode, empty
-from shm.ring import RingReader, RingWriter, ring_info
+from shm.ring import RingReader, RingWriter
 from workers.decoders.capture import open_capture
 from workers.spec import FeedSpec, IngestSettings
 
@@ -170,34 +170,35 @@ def ingest_dbn(plan: Plan) -> Row:
 
 
 def _worker_rate(capture: CaptureFile) -> float:
-    """Messages a second of a worker, from the ts_publish of the first market record to that of END_OF_REPLAY."""
+    """Messages a second of a worker, from the ts_publish of its first record to that of its last."""
     options = {"files": [str(capture.path)], "speed": "max"}
     feed = FeedSpec(feed_id=FEED_ID, name="dbn", source="replay", options=options)
-    with Stage(0) as stage:
-        reader = RingReader.attach(stage.engine, RING, start=1, label="perf", reliable=True)
+    with Stage(0) as stage, RingReader.attach(stage.engine, RING, start=1, label="perf") as reader:
         stage.start(
-            IngestSettings(engine=stage.engine, label="ingest-0", ring_id=RING, feeds=(feed,), log_level="warning")
-        )
-        out = empty(16384)
-        deadline = time.monotonic() + PATIENCE_S
-        first_ns = last_ns = market = 0
-        while not last_ns:
-            require(
-                time.monotonic() < deadline, f"the worker published {ring_info(stage.engine, RING).published} records"
+            IngestSettings(
+                engine=stage.engine,
+                label="ingest-0",
+                ring_id=RING,
+                feeds=(feed,),
+                start_delay_s=0.2,
+                log_level="warning",
             )
-            got = reader.read(out)
-            if not got:
-                reader.wait(0.1)
-                continue
-            require(reader.gap is None, "records were lost")
-            types, published_ns = out["record_type"][:got], out["ts_publish"][:got]
-            news = types != RecordType.STATUS
-            market += int(news.sum())
-            if not first_ns and news.any():
-                first_ns = int(published_ns[news][0])
-            ends = ~news & (out["code"][:got] == StatusCode.END_OF_REPLAY)
-            if ends.any():
-                last_ns = int(published_ns[ends][0])
-        reader.close()
-    require(market >= capture.messages, f"{market} records came of {capture.messages} messages")
+        )
+        require(reader.wait(PATIENCE_S), "the worker published nothing")
+        out = empty(1)
+        reader.read(out)
+        require(int(out["sequence"][0]) == 1, "the first record was overrun")
+        first_ns = int(out["ts_publish"][0])
+        deadline = time.monotonic() + PATIENCE_S
+        # Nobody follows the ring: a look at its newest record now and then disturbs the worker least.
+        while out["record_type"][0] != RecordType.STATUS or out["code"][0] != StatusCode.FEED_DOWN:
+            require(time.monotonic() < deadline, f"the worker published {reader.published} records and did not end")
+            time.sleep(0.005)
+            reader.seek(reader.published)
+            reader.read(out)
+        last_ns, published = int(out["ts_publish"][0]), reader.published
+        (worker,) = [process for process in stage.status.processes() if process.label == "ingest-0"]
+        counted = worker.counters
+    require(counted["records_published"] == published >= capture.messages, f"{published} records were published")
+    require(counted["decode_errors"] == counted["records_rejected"] == 0, "messages were refused")
     return capture.messages / (last_ns - first_ns) * 1e9
