@@ -65,7 +65,7 @@ class Engine:
         self.block = StatusBlock.create(name, process_slots=4)
         self.block.set_engine(control_pid=os.getpid(), started_ns=time.time_ns())
         self.instruments = InstrumentTable.create(name)
-        create_ring(name, RING, depth_slots=65536)
+        create_ring(name, RING, depth_slots=131_072)
         self.workers: list[subprocess.Popen[bytes]] = []
 
     def start(self, *feeds: FeedSpec, **settings: Any) -> subprocess.Popen[bytes]:
@@ -98,6 +98,10 @@ class Engine:
     def state(self) -> ProcessState | None:
         view = self.block.process("ingest-0")
         return view.state if view else None
+
+    def is_ready(self, pid: int) -> bool:
+        view = self.block.process("ingest-0")
+        return view is not None and view.pid == pid and view.state == ProcessState.READY
 
     def reader(self) -> RingReader:
         return RingReader.attach(self.name, RING, start=1, register=False)
@@ -297,6 +301,68 @@ def test_a_feed_that_can_not_be_had_is_down_and_does_not_hurt_the_others(engine:
     until(lambda: engine.counter("feed.2.errors") >= 2, "a second try")
     assert engine.counter("feed.2.down") == 1
     assert engine.counter("feed.1.down") == 0
+
+
+def write_capture(path: Path, count: int, span_s: float) -> str:
+    """A Binance capture of `count` trades, ids from 1, spread over `span_s` seconds."""
+    with path.open("w") as file:
+        for number in range(1, count + 1):
+            at_ns = 1_723_161_254_000_000_000 + int(number * span_s * 1e9 / count)
+            file.write(
+                f'{at_ns} {{"stream":"btcusdt@trade","data":{{"e":"trade","E":{at_ns // 1_000_000},"s":"BTCUSDT",'
+                f'"t":{number},"p":"100.5","q":"2","T":{at_ns // 1_000_000},"m":true,"M":true}}}}\n'
+            )
+    return str(path)
+
+
+@pytest.mark.parametrize("speed", [1, "max"])
+def test_a_replay_killed_again_and_again_delivers_every_record_once(
+    engine: Engine, tmp_path: Path, speed: float | str
+) -> None:
+    count = 60_000
+    feed = FeedSpec(
+        feed_id=3,
+        name="capture",
+        source="replay",
+        options={"files": [write_capture(tmp_path / "trades.txt", count, span_s=1.5)], "speed": speed},
+    )
+    reader = engine.reader()
+    kills = 0
+    # Beside a simulated feed, so that positions in the capture and sequences of the ring differ.
+    for share in (0.1, 0.3, 0.31, 0.7):
+        worker = engine.start(feed, simulated(1, rate=500), batch_slots=256)
+        until(lambda: engine.is_ready(worker.pid), "ready")  # noqa: B023  called in this turn only
+        until(lambda: engine.counter("feed.3.position") > share * count, f"{share:.0%} of the replay")  # noqa: B023
+        worker.kill()
+        worker.wait(DEADLINE_S)
+        kills += 1
+    engine.start(feed, simulated(1, rate=500))
+    until(lambda: engine.counter("feed.3.ended"), "the end of the replay")
+    records = engine.records(reader, reader.published)
+    assert reader.lost == 0
+    own = records[records["feed_id"] == 3]
+    trades = own[own["record_type"] != RecordType.STATUS]
+    assert np.array_equal(trades["trade_id"], np.arange(1, count + 1))
+    assert codes(records).count(StatusCode.WRITER_RESTARTED) == kills
+    ends = own[(own["record_type"] == RecordType.STATUS) & (own["code"] == StatusCode.END_OF_REPLAY)]
+    assert [(end["text"], end["to_sequence"]) for end in ends] == [(b"trades.txt", count)]
+
+
+def test_a_finished_replay_is_said_to_have_ended(engine: Engine, tmp_path: Path) -> None:
+    feed = FeedSpec(
+        feed_id=3,
+        name="capture",
+        source="replay",
+        options={"files": [write_capture(tmp_path / "trades.txt", 100, 0.1)], "speed": "max"},
+    )
+    worker = engine.start(feed)
+    records = engine.records(engine.reader(), 103)
+    assert codes(records) == [StatusCode.FEED_UP, StatusCode.END_OF_REPLAY, StatusCode.FEED_DOWN]
+    assert records["text"][-1] == b"finished"
+    until(lambda: engine.counter("feed.3.ended") == 1, "ended")
+    assert engine.counter("feed.3.records") == 101
+    assert engine.counter("bytes_received") > 100 * 100
+    assert worker.poll() is None
 
 
 class Control:
