@@ -194,11 +194,12 @@ class FeedAnswer(Struct, kw_only=True):
     data_types: list[str]
     is_active: bool
     last_update: Time | None
+    age_seconds: Annotated[float | None, Meta(description="since the last record")]
     message_count: Count
     error_count: Count
     gap_count: Count
     health_score: Annotated[float, Meta(description="1 delivers without errors, 0 does not deliver")]
-    state: Literal["waiting", "active", "stale", "down", "ended"]
+    state: Literal["waiting", "active", "stale", "down", "paused", "ended"]
     why: str
     process: str
     rate: Annotated[float, Meta(description="records a second, lately")]

@@ -1,8 +1,8 @@
 """The control process from start to exit status: segments, workers, HTTP, signals, systemd.
 
-Called by engine/main.py. Order of start: check what can be wrong (ports, token, budget), take the engine's name (ring 0),
-make the segments, spawn the workers, and only while these import load the HTTP libraries. Order of stop: ingest, readers,
-HTTP, segments; 2 s altogether. The event loop is the only loop; nothing in it runs more often than five times a second.
+Called by engine/main.py. Order of start: check what can be wrong (ports, token, budget), take the engine's name (ring
+0), make the segments, spawn the workers, and only while these import load the HTTP libraries. Order of stop: ingest,
+readers, HTTP, segments; 2 s altogether. One event loop, in which nothing runs more often than five times a second.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from engine.console import Console
 from engine.errors import EXIT_CLEAN, EXIT_INTERRUPTED
 from engine.notify import Notifier
 from engine.observer import Observer
-from engine.plan import CONTROL_LABEL, Plan, make_plan, runtime_dir
+from engine.plan import Plan, make_plan, runtime_dir
 from engine.segments import Segments, make_runtime_dir
 from engine.server import HttpServer, bind, check_free
 from engine.settings import Config
@@ -213,6 +213,3 @@ def raise_file_limit() -> None:
     wanted = 65536 if hard == resource.RLIM_INFINITY else min(hard, 65536)
     if soft < wanted:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-
-
-__all__ = ["CONTROL_LABEL", "Control", "raise_file_limit"]

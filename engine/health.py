@@ -83,6 +83,7 @@ class _Cadence:
     longest_s: float = 0.0  # longest pause, fading
     ended: bool = False
     down: bool = False
+    paused: bool = False
 
 
 @dataclass
@@ -99,7 +100,7 @@ class FeedWatch:
             counts = sample.feeds.get(feed.feed_id)
             if counts is None:
                 continue
-            cadence.ended, cadence.down = counts.ended, counts.down
+            cadence.ended, cadence.down, cadence.paused = counts.ended, counts.down, counts.paused
             if counts.records != cadence.records:
                 pause_s = now_s - cadence.changed_s if cadence.records else 0.0
                 fade = math.exp2(-pause_s / CADENCE_HALF_LIFE_S)
@@ -182,13 +183,13 @@ def _check_process(sample: Sample, worker: Expected, limits: Limits) -> Check:
 
 def _is_active(sample: Sample, feed: FeedExpected, watch: FeedWatch, limits: Limits) -> bool:
     cadence = watch.feeds.get(feed.feed_id)
-    if cadence is None or cadence.ended or cadence.down or cadence.records == 0:
+    if cadence is None or cadence.ended or cadence.down or cadence.paused or cadence.records == 0:
         return False
     return watch.silent_s(feed.feed_id, sample.monotonic_s) <= watch.allowed_s(feed.feed_id, limits)
 
 
 def feed_state(sample: Sample, feed: FeedExpected, watch: FeedWatch, limits: Limits) -> str:
-    """One word: waiting, active, stale, down, ended."""
+    """One word: waiting, active, stale, down, paused, ended."""
     cadence = watch.feeds.get(feed.feed_id)
     if cadence is None:
         return "waiting"
@@ -196,6 +197,8 @@ def feed_state(sample: Sample, feed: FeedExpected, watch: FeedWatch, limits: Lim
         return "ended"
     if cadence.down:
         return "down"
+    if cadence.paused:
+        return "paused"
     if _is_active(sample, feed, watch, limits):
         return "active"
     silent = watch.silent_s(feed.feed_id, sample.monotonic_s) > watch.allowed_s(feed.feed_id, limits)
@@ -213,6 +216,8 @@ def _check_feed(sample: Sample, feed: FeedExpected, watch: FeedWatch, limits: Li
     silent_s = watch.silent_s(feed.feed_id, sample.monotonic_s)
     if state == "down":
         return Check(name, Verdict.DEGRADED, "the source can not be had; it keeps trying")
+    if state == "paused":
+        return Check(name, Verdict.HEALTHY, "paused by hand: no data will come until it is resumed")
     if state == "waiting":
         return Check(name, Verdict.HEALTHY, f"no record yet, {silent_s:.0f} s after its start")
     if state == "stale":

@@ -7,7 +7,6 @@ and hold no state. Errors are problem details (engine/problems.py), types are in
 
 from __future__ import annotations
 
-import math
 import time
 from importlib.resources import files
 from typing import Annotated, Any, Final, Literal
@@ -20,18 +19,18 @@ from litestar.exceptions import HTTPException
 from litestar.openapi import OpenAPIConfig, ResponseSpec
 from litestar.openapi.plugins import JsonRenderPlugin
 from litestar.openapi.spec import OpenAPIMediaType, OpenAPIResponse, OpenAPIType, Schema
+from litestar.openapi.spec import Parameter as OpenAPIParameter
 from litestar.params import Parameter
 
-from engine import answers, rates
+from engine import answers, replies
 from engine.access import Gate
+from engine.exposition import render
 from engine.health import Verdict
-from engine.observer import FeedView, Observer
+from engine.observer import Observer
 from engine.problems import MEDIA_TYPE, Refusal, on_bug, on_http_error
-from engine.sample import HOPS, Sample
 from shm.errors import ShmError
-from shm.histogram import HistogramView
-from shm.layout import RECORD_SIZE_BYTES, TYPE_NAMES, Flag, RecordType
-from shm.message import flag_names, iso_time, news_fields, payload
+from shm.layout import TYPE_NAMES, RecordType
+from shm.message import iso_time
 
 DataType = Literal["all", "tick", "quote", "bar", "trade", "level2", "news"]
 Symbol = Annotated[str, Parameter(max_length=32, min_length=1, description="symbol, as in GET /symbols")]
@@ -65,7 +64,7 @@ async def health(observer: Observer) -> Response[answers.HealthAnswer]:
     sample, verdict = observer.current(), observer.health()
     fanout = [p for p in sample.processes if p.role == "fanout"]
     answer = answers.HealthAnswer(
-        status=_word(verdict.verdict),
+        status=replies.word(verdict.verdict),
         engine=observer.config.engine.name,
         messages_processed=sample.published,
         data_points_stored=sample.total("records_applied"),
@@ -75,7 +74,8 @@ async def health(observer: Observer) -> Response[answers.HealthAnswer]:
         uptime_seconds=round(time.monotonic() - observer.started_s, 3),
         messagebus_connected=bool(fanout) and all(p.alive and p.state.name == "READY" for p in fanout),
         checks=[
-            answers.CheckAnswer(name=check.name, status=_word(check.verdict), why=check.why) for check in verdict.checks
+            answers.CheckAnswer(name=check.name, status=replies.word(check.verdict), why=check.why)
+            for check in verdict.checks
         ],
     )
     return Response(answer, status_code=503 if verdict.verdict is Verdict.UNHEALTHY else 200)
@@ -109,7 +109,7 @@ async def metrics(request: Request[Any, Any, Any], observer: Observer) -> Respon
     accept = request.headers.get("accept", "")
     if any(name in accept for name in _TEXT_FORMATS) and "application/json" not in accept:
         return _exposition(observer, accept)
-    return Response(_metrics(observer), headers={"Vary": "Accept"})
+    return Response(replies.metrics(observer), headers={"Vary": "Accept"})
 
 
 @get("/metrics/prometheus", tags=["metrics"], summary="The Prometheus exposition", media_type="text/plain")
@@ -122,7 +122,7 @@ async def metrics_prometheus(request: Request[Any, Any, Any], observer: Observer
 async def processes(observer: Observer) -> answers.ProcessesAnswer:
     """Control process and workers, in order of registration."""
     sample = observer.current()
-    listed = [_process(observer, sample, view.label) for view in sample.processes]
+    listed = [replies.process(observer, sample, view.label) for view in sample.processes]
     return answers.ProcessesAnswer(processes=listed, count=len(listed))
 
 
@@ -179,7 +179,7 @@ async def symbols(observer: Observer) -> answers.SymbolsAnswer:
 @get("/feeds", tags=["feeds"], summary="Every feed: state, counts, why")
 async def feeds(observer: Observer) -> answers.FeedsAnswer:
     """The configured feeds."""
-    listed = [_feed(view) for view in observer.feeds()]
+    listed = [replies.feed(view) for view in observer.feeds()]
     return answers.FeedsAnswer(
         feeds=listed, count=len(listed), total_messages=sum(feed.message_count for feed in listed)
     )
@@ -209,7 +209,7 @@ async def data(
     except ShmError as error:
         raise Refusal(503, f"L1 can not be read now: {error}", {"Retry-After": "1"}) from error
     own.counter("cache_hits" if len(records) else "cache_misses").add()
-    points = _points(records.tobytes(), symbol)
+    points = replies.points(records.tobytes(), symbol)
     return answers.DataAnswer(symbol=symbol, data_type=data_type, data=points, count=len(points))
 
 
@@ -230,20 +230,23 @@ async def snapshot(observer: Observer, symbol: Symbol) -> answers.SnapshotAnswer
         timestamp=iso_time(time.time_ns()),
         snapshot=answers.SnapshotBody(
             last_trade=answers.LastTradeAnswer(
-                price=_finite(trade.price), size=_finite(trade.size), timestamp=iso_time(trade.ts_event)
+                price=replies.finite(trade.price), size=replies.finite(trade.size), timestamp=iso_time(trade.ts_event)
             )
             if trade
             else None,
             quote=answers.QuoteAnswer(
-                bid=_finite(quote.bid),
-                ask=_finite(quote.ask),
-                bid_size=_finite(quote.bid_size),
-                ask_size=_finite(quote.ask_size),
+                bid=replies.finite(quote.bid),
+                ask=replies.finite(quote.ask),
+                bid_size=replies.finite(quote.bid_size),
+                ask_size=replies.finite(quote.ask_size),
             )
             if quote
             else None,
             daily_stats=answers.DailyStats(
-                **{name: _finite(getattr(day, name)) for name in ("open", "high", "low", "close", "volume", "vwap")}
+                **{
+                    name: replies.finite(getattr(day, name))
+                    for name in ("open", "high", "low", "close", "volume", "vwap")
+                }
             )
             if day
             else None,
@@ -281,12 +284,12 @@ def make_app(observer: Observer, gate: Gate) -> Litestar:
         response_cache_config=ResponseCacheConfig(default_expiration=None),
         debug=False,
     )
-    _complete_schema(app)
+    _complete_schema(app, observer.config.http.max_data_records)
     return app
 
 
-def _complete_schema(app: Litestar) -> None:
-    """Say in the schema what routes alone can't: problem details, and the second format of /metrics."""
+def _complete_schema(app: Litestar, max_data_records: int) -> None:
+    """Say in the schema what routes alone can't: problem details, this engine's limit, the formats of /metrics."""
     schema = app.openapi_schema
     text = OpenAPIMediaType(schema=Schema(type=OpenAPIType.STRING))
     for path, item in (schema.paths or {}).items():
@@ -294,6 +297,9 @@ def _complete_schema(app: Litestar) -> None:
             if operation is None or operation.responses is None:
                 continue
             operation.responses.pop("400", None)
+            for parameter in operation.parameters or ():
+                if isinstance(parameter, OpenAPIParameter) and parameter.name == "limit" and parameter.schema:
+                    parameter.schema.maximum = max_data_records  # type: ignore[union-attr]  # it is no reference
             problems = {401: "a bearer token is needed", 429: "too many requests", 500: "a fault of the engine"}
             if operation.parameters:
                 problems |= {404: "a symbol never seen", 422: "an unusable value", 503: "can not be read now"}
@@ -325,111 +331,9 @@ def _problem_schema() -> Schema:
     )
 
 
-def _word(verdict: Verdict) -> Literal["healthy", "degraded", "unhealthy"]:
-    words: tuple[Literal["healthy", "degraded", "unhealthy"], ...] = ("healthy", "degraded", "unhealthy")
-    return words[verdict]
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None
-
-
-def _stats(view: HistogramView) -> answers.LatencyStats:
-    return answers.LatencyStats(**rates.latency_ms(view))
-
-
 def _exposition(observer: Observer, accept: str) -> Response[Any]:
-    from engine.exposition import render
-
     body, content_type = render(observer.collector(), accept)
     return Response(body, media_type=content_type, headers={"Vary": "Accept"})
-
-
-def _metrics(observer: Observer) -> answers.MetricsAnswer:
-    from engine.exposition import cache_hit_ratio
-
-    sample, history = observer.current(), observer.history
-    messages, stored = rates.messages_rate(history, sample), rates.stored_rate(history, sample)
-    try:
-        held = observer.latest().records_held()
-    except ShmError:
-        held = 0
-    return answers.MetricsAnswer(
-        messages_per_second=messages,
-        data_points_per_second=stored,
-        total_messages=sample.published,
-        total_data_points=sample.total("records_applied"),
-        active_subscriptions=sample.total("subscriptions", "fanout"),
-        active_feeds=observer.health().active_feeds,
-        symbols_tracked=sample.symbols,
-        latency_stats=_stats(rates.end_to_end(history, sample)),
-        hops={name: _stats(rates.window(history, sample, name)) for name in HOPS},
-        throughput_stats=answers.ThroughputStats(messages_per_second=messages, data_points_per_second=stored),
-        cache_size=held,
-        cache_hit_ratio=cache_hit_ratio(sample),
-        containerized=rates.containerized(),
-        hardware_platform=observer.config.engine.hardware_platform,
-    )
-
-
-def _process(observer: Observer, sample: Sample, label: str) -> answers.ProcessAnswer:
-    view = sample.process(label)
-    assert view is not None
-    worker = observer.supervisor.workers.get(label)
-    before = observer.history.oldest
-    earlier = before.process(label) if before is not None else None
-    used = sample.resources.get(label)
-    used_before = before.resources.get(label) if before is not None and earlier and earlier.pid == view.pid else None
-    cpu_s = used.cpu_s - used_before.cpu_s if used and used_before else 0.0
-    own = [reader for found in sample.readers.values() for reader in found if reader.pid == view.pid and view.alive]
-    latencies = {}
-    for name, histogram in view.histograms.items():
-        past = earlier.histograms.get(name) if earlier is not None else None
-        latencies[name] = _stats(histogram - past if past is not None else histogram)
-    return answers.ProcessAnswer(
-        label=label,
-        role=view.role,
-        does=worker.plan.does if worker else "supervises, serves HTTP",
-        pid=worker.pid if worker else view.pid,
-        state=view.state.name.lower(),
-        phase=worker.life.phase.value if worker else "running",
-        alive=view.alive,
-        core=view.core,
-        placement=view.placement,
-        heartbeat_age_ms=max(0.0, (sample.now_ns - view.heartbeat_ns) / 1e6),
-        uptime_seconds=max(0.0, (sample.now_ns - view.started_ns) / 1e9),
-        restarts=worker.life.restarts if worker else 0,
-        last_end=worker.last_end if worker else "",
-        resident_bytes=used.resident_bytes if used else 0,
-        own_bytes=used.own_bytes if used else 0,
-        cpu_percent=round(100 * cpu_s / observer.history.window_s(sample), 2),
-        lag=sum(reader.lag for reader in own),
-        lost=view.counters.get("records_lost", 0),
-        rates=rates.process_rates(observer.history, sample, label),
-        counters={name: value for name, value in view.counters.items() if not name.startswith("feed.")},
-        gauges={name: _finite(value) for name, value in view.gauges.items() if not name.startswith("feed.")},
-        latencies=latencies,
-    )
-
-
-def _feed(view: FeedView) -> answers.FeedAnswer:
-    score = 1.0 - min(1.0, view.errors / view.records) if view.records else 0.0
-    return answers.FeedAnswer(
-        feed_id=view.spec.name,
-        symbol=",".join(view.spec.symbols) or "*",
-        data_source=view.spec.source,
-        data_types=list(view.spec.data_types) or ["all"],
-        is_active=view.active,
-        last_update=iso_time(view.last_update_ns) if view.last_update_ns else None,
-        message_count=view.records,
-        error_count=view.errors,
-        gap_count=view.gaps,
-        health_score=score if view.state in ("active", "ended") else 0.0,
-        state=view.state,  # type: ignore[arg-type]  # feed_state gives no other words
-        why=view.why,
-        process=view.label,
-        rate=view.rate,
-    )
 
 
 def _instrument(observer: Observer, symbol: str) -> int:
@@ -437,31 +341,3 @@ def _instrument(observer: Observer, symbol: str) -> int:
     if instrument_id is None:
         raise Refusal(404, f"symbol {symbol!r} has never been seen; GET /symbols lists those that have")
     return instrument_id
-
-
-def _points(raw: bytes, symbol: str) -> list[answers.DataPoint]:
-    """Records in words. The pieces of one news item become one point."""
-    points: list[answers.DataPoint] = []
-    pieces: list[bytes] = []
-    for at in range(0, len(raw), RECORD_SIZE_BYTES):
-        record = raw[at : at + RECORD_SIZE_BYTES]
-        flags = int.from_bytes(record[38:40], "little")
-        if record[36] == RecordType.NEWS:
-            pieces.append(record)
-            if flags & Flag.CONTINUES:
-                continue
-        found = payload(pieces[0] if pieces else record, symbol)
-        fields = news_fields(pieces) if pieces else found["data"]
-        pieces = []
-        points.append(
-            answers.DataPoint(
-                timestamp=fields.pop("timestamp"),
-                data_type=found["data_type"],
-                source=found["source"],
-                data=fields,
-                sequence=found["sequence"],
-                latency_ms=found["latency_ms"],
-                flags=flag_names(flags),
-            )
-        )
-    return points

@@ -37,6 +37,7 @@ class FeedCounts:
     last_update_ns: int
     ended: bool
     down: bool
+    paused: bool
 
 
 @dataclass(frozen=True)
@@ -146,6 +147,7 @@ def feed_counts(processes: tuple[ProcessView, ...]) -> dict[int, FeedCounts]:
                 last_update_ns=value("last_update_ns"),
                 ended=bool(value("ended")),
                 down=bool(value("down")),
+                paused=bool(value("paused")),
             )
     return found
 

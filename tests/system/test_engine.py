@@ -164,7 +164,7 @@ def test_engines_of_two_names_run_side_by_side(engine: EngineProcess, tmp_path: 
 
 
 @pytest.mark.parametrize("offset", [0, 1, 31])
-def test_busy_port_ends_the_start_with_status_4(engine: EngineProcess, tmp_path: Path, offset: int) -> None:
+def test_busy_port_ends_the_start_with_status_4(engine: EngineProcess, offset: int) -> None:
     name = f"{engine.name}-p"
     if offset:
         options = ("--http-port", str(engine.base + 5), "--zmq-port", str(engine.base))

@@ -1,0 +1,154 @@
+"""Makes the bodies that the HTTP interface answers with, from samples and records. Called by engine/http.py.
+
+Besides the sample it is given it looks only at the latest-value table's fill; it changes nothing.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from typing import Literal
+
+from engine import answers, rates
+from engine.exposition import cache_hit_ratio
+from engine.health import Verdict
+from engine.observer import FeedView, Observer
+from engine.sample import HOPS, Sample
+from shm.errors import ShmError
+from shm.histogram import HistogramView
+from shm.layout import RECORD_SIZE_BYTES, Flag, RecordType
+from shm.message import flag_names, iso_time, news_fields, payload
+
+
+def word(verdict: Verdict) -> Literal["healthy", "degraded", "unhealthy"]:
+    """A verdict as it is written."""
+    words: tuple[Literal["healthy", "degraded", "unhealthy"], ...] = ("healthy", "degraded", "unhealthy")
+    return words[verdict]
+
+
+def finite(value: float) -> float | None:
+    """JSON has no NaN and no infinity: null."""
+    return value if math.isfinite(value) else None
+
+
+def stats(view: HistogramView) -> answers.LatencyStats:
+    """Latencies of a histogram, ms."""
+    return answers.LatencyStats(**rates.latency_ms(view))
+
+
+def metrics(observer: Observer) -> answers.MetricsAnswer:
+    """GET /metrics."""
+
+    sample, history = observer.current(), observer.history
+    messages, stored = rates.messages_rate(history, sample), rates.stored_rate(history, sample)
+    try:
+        held = observer.latest().records_held()
+    except ShmError:
+        held = 0
+    return answers.MetricsAnswer(
+        messages_per_second=messages,
+        data_points_per_second=stored,
+        total_messages=sample.published,
+        total_data_points=sample.total("records_applied"),
+        active_subscriptions=sample.total("subscriptions", "fanout"),
+        active_feeds=observer.health().active_feeds,
+        symbols_tracked=sample.symbols,
+        latency_stats=stats(rates.end_to_end(history, sample)),
+        hops={name: stats(rates.window(history, sample, name)) for name in HOPS},
+        throughput_stats=answers.ThroughputStats(messages_per_second=messages, data_points_per_second=stored),
+        cache_size=held,
+        cache_hit_ratio=cache_hit_ratio(sample),
+        containerized=rates.containerized(),
+        hardware_platform=observer.config.engine.hardware_platform,
+    )
+
+
+def process(observer: Observer, sample: Sample, label: str) -> answers.ProcessAnswer:
+    """One entry of GET /processes."""
+    view = sample.process(label)
+    assert view is not None
+    worker = observer.supervisor.workers.get(label)
+    before = observer.history.oldest
+    earlier = before.process(label) if before is not None else None
+    used = sample.resources.get(label)
+    used_before = before.resources.get(label) if before is not None and earlier and earlier.pid == view.pid else None
+    cpu_s = used.cpu_s - used_before.cpu_s if used and used_before else 0.0
+    own = [reader for found in sample.readers.values() for reader in found if reader.pid == view.pid and view.alive]
+    latencies = {}
+    for name, histogram in view.histograms.items():
+        past = earlier.histograms.get(name) if earlier is not None else None
+        latencies[name] = stats(histogram - past if past is not None else histogram)
+    return answers.ProcessAnswer(
+        label=label,
+        role=view.role,
+        does=worker.plan.does if worker else "supervises, serves HTTP",
+        pid=worker.pid if worker else view.pid,
+        state=view.state.name.lower(),
+        phase=worker.life.phase.value if worker else "running",
+        alive=view.alive,
+        core=view.core,
+        placement=view.placement,
+        heartbeat_age_ms=max(0.0, (sample.now_ns - view.heartbeat_ns) / 1e6),
+        uptime_seconds=max(0.0, (sample.now_ns - view.started_ns) / 1e9),
+        restarts=worker.life.restarts if worker else 0,
+        last_end=worker.last_end if worker else "",
+        resident_bytes=used.resident_bytes if used else 0,
+        own_bytes=used.own_bytes if used else 0,
+        cpu_percent=round(100 * cpu_s / observer.history.window_s(sample), 2),
+        lag=sum(reader.lag for reader in own),
+        lost=view.counters.get("records_lost", 0),
+        rates=rates.process_rates(observer.history, sample, label),
+        counters={name: value for name, value in view.counters.items() if not name.startswith("feed.")},
+        gauges={name: finite(value) for name, value in view.gauges.items() if not name.startswith("feed.")},
+        latencies=latencies,
+    )
+
+
+def feed(view: FeedView) -> answers.FeedAnswer:
+    """One entry of GET /feeds."""
+    score = 1.0 - min(1.0, view.errors / view.records) if view.records else 0.0
+    return answers.FeedAnswer(
+        feed_id=view.spec.name,
+        symbol=",".join(view.spec.symbols) or "*",
+        data_source=view.spec.source,
+        data_types=list(view.spec.data_types) or ["all"],
+        is_active=view.active,
+        last_update=iso_time(view.last_update_ns) if view.last_update_ns else None,
+        age_seconds=max(0.0, time.time() - view.last_update_ns / 1e9) if view.last_update_ns else None,
+        message_count=view.records,
+        error_count=view.errors,
+        gap_count=view.gaps,
+        health_score=score if view.state in ("active", "ended") else 0.0,
+        state=view.state,  # type: ignore[arg-type]  # feed_state gives no other words
+        why=view.why,
+        process=view.label,
+        rate=view.rate,
+    )
+
+
+def points(raw: bytes, symbol: str) -> list[answers.DataPoint]:
+    """Records in words. The pieces of one news item become one point."""
+    made: list[answers.DataPoint] = []
+    pieces: list[bytes] = []
+    for at in range(0, len(raw), RECORD_SIZE_BYTES):
+        record = raw[at : at + RECORD_SIZE_BYTES]
+        flags = int.from_bytes(record[38:40], "little")
+        if record[36] == RecordType.NEWS:
+            pieces.append(record)
+            if flags & Flag.CONTINUES:
+                continue
+        found = payload(pieces[0] if pieces else record, symbol)
+        fields = news_fields(pieces) if pieces else found["data"]
+        pieces = []
+        made.append(
+            answers.DataPoint(
+                timestamp=fields.pop("timestamp"),
+                data_type=found["data_type"],
+                source=found["source"],
+                data=fields,
+                sequence=found["sequence"],
+                latency_ms=found["latency_ms"],
+                flags=flag_names(flags),
+            )
+        )
+    return made
