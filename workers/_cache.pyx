@@ -35,13 +35,16 @@ cdef extern from "workers/cache.h" nogil:
         uint32_t count
         uint32_t capacity
 
+    cdef struct tk_clocks:
+        uint64_t future_times
+
     cdef struct tk_cache:
+        tk_clocks clocks
         tk_latest_writer writer
         tk_bars_out out
         uint64_t late_trades
         uint64_t lost_trades
         uint64_t bad_prices
-        uint64_t future_times
         uint64_t bars
 
     int TK_RECORD_BYTES
@@ -200,5 +203,5 @@ cdef class Applier:
             "late_trades": self._cache.late_trades,
             "lost_trades": self._cache.lost_trades,
             "bad_prices": self._cache.bad_prices,
-            "future_times": self._cache.future_times,
+            "future_times": self._cache.clocks.future_times,
         }

@@ -5,80 +5,32 @@
  * publishes the bars, feeds them back as records of the bar ring, commits, and stores how far each ring is complete, in this
  * order; workers/cache.py says why.
  *
- * Time of a record: ts_event; ts_receive instead where ts_event is unknown (<= 0), or where a live record claims to be from
- * more than AHEAD_MAX_NS in the future (counted): one bad clock must not shift an instrument's bars for hours.
- *
- * Stream clock: per feed, the latest time of its trades, ticks, quotes and book updates. It is a clock of a feed and not of a
- * ring or an engine, because one worker may replay files of different days. For a live feed the wall clock carries it on
- * while the feed is silent: stream now = clock + (wall now - ts_receive of the record that set it), free of the venue's offset.
+ * What time it is for a bar is said in workers/feed_clock.h.
  */
 #ifndef TICKENGINE_CACHE_H
 #define TICKENGINE_CACHE_H
 
 #include "shm/latest_writer.h"
 #include "workers/bars.h"
+#include "workers/feed_clock.h"
 
-#define TK_TYPE_TICK 1
-#define TK_TYPE_QUOTE 2
-#define TK_TYPE_BAR 3
-#define TK_TYPE_TRADE 4
-#define TK_TYPE_LEVEL2 5
-#define TK_TYPE_STATUS 7
-#define TK_CODE_END_OF_REPLAY 7
-#define TK_FLAG_OUTLIER 0x0001u
 #define TK_DAY_NS INT64_C(86400000000000)
-
-/* The fields of a record that are used here; shm/layout.py has the table. */
-struct tk_cache_record {
-    uint64_t sequence;
-    int64_t ts_event, ts_receive, ts_publish;
-    uint32_t instrument_id;
-    uint8_t record_type, source;
-    uint16_t flags;
-    uint64_t source_sequence;
-    uint16_t feed_id;
-    uint8_t priority, side;
-    uint32_t conditions;
-    uint64_t venue;
-    union {
-        struct { double price, size; uint64_t trade_id; } trade;
-        struct { double bid, ask, bid_size, ask_size; } quote;
-        struct { double open, high, low, close, volume, vwap; uint32_t interval_s, trade_count; } bar;
-        struct { uint32_t code; } status;
-        uint64_t words[8];
-    } body;
-};
-TK_ASSERT(sizeof(struct tk_cache_record) == TK_RECORD_BYTES, "a record is 128 bytes");
-TK_ASSERT(offsetof(struct tk_cache_record, body) == 64, "the head is 64 bytes");
-
-struct tk_feed {
-    int64_t clock_ns;   /* latest time seen */
-    int64_t receive_ns; /* ts_receive of the record that set it */
-    int64_t gap_ns;     /* bars that start at or before this have lost trades */
-    uint32_t gap_flags;
-    uint32_t ring_gaps; /* gaps of its ring that gap_ns accounts for */
-    uint8_t seen, live;
-};
 
 struct tk_cache {
     struct tk_latest_writer writer;
     struct tk_bars_out out;
-    struct tk_feed *feeds;   /* by feed_id */
-    uint16_t *feeds_seen;    /* feed ids in use */
-    int64_t *due_ns;         /* per instrument: end of the open bar that ends first; INT64_MAX = none is open */
-    uint32_t feed_count, ids_end;
-    uint32_t ring_gaps[TK_LATEST_RINGS];
+    struct tk_clocks clocks;
+    int64_t *due_ns; /* per instrument: end of the open bar that ends first; INT64_MAX = none is open */
+    uint32_t ids_end;
     int64_t interval_ns[TK_LATEST_INTERVALS_MAX];
     int64_t grace_ns;
     int bar_ring, exclude_outliers;
-    uint64_t late_trades, lost_trades, bad_prices, future_times, bars;
+    uint64_t late_trades, lost_trades, bad_prices, bars;
 };
 
 enum {
-    TK_CACHE_FEEDS = 65536,
     TK_CACHE_UNCOMMITTED_MAX = 256, /* records of one lane in a commit: recycling must not run far ahead of what is visible */
 };
-#define TK_AHEAD_MAX_NS INT64_C(60000000000)
 #define TK_LINES_APPLIED(ring) (1u << ((ring) / TK_LATEST_LINE_WORDS))
 #define TK_LINE_QUOTE 4u
 #define TK_LINE_TRADE 8u
@@ -92,49 +44,6 @@ static inline void tk_cache_due(struct tk_cache *c, uint32_t id, const struct tk
         if (open->trade_count && open->start_ns + c->interval_ns[k] < due) due = open->start_ns + c->interval_ns[k];
     }
     c->due_ns[id] = due;
-}
-
-static inline struct tk_feed *tk_cache_feed(struct tk_cache *c, uint16_t feed_id) {
-    struct tk_feed *feed = &c->feeds[feed_id];
-    if (!feed->seen) {
-        feed->seen = 1;
-        feed->clock_ns = INT64_MIN;
-        c->feeds_seen[c->feed_count++] = feed_id;
-    }
-    return feed;
-}
-
-static inline int64_t tk_cache_time(struct tk_cache *c, const struct tk_cache_record *r) {
-    if (r->ts_event <= 0) return r->ts_receive;
-    if (!(r->flags & (TK_FLAG_REPLAYED | TK_FLAG_SYNTHETIC)) && r->ts_receive > 0 &&
-        r->ts_event - r->ts_receive > TK_AHEAD_MAX_NS) {
-        c->future_times++;
-        return r->ts_receive;
-    }
-    return r->ts_event;
-}
-
-/* Move the clock of the record's feed; note a gap in front of it, or that a live feed was joined under way. */
-static inline struct tk_feed *tk_cache_clock(struct tk_cache *c, int ring, const struct tk_cache_record *r, int64_t t_ns) {
-    int fresh = !c->feeds[r->feed_id].seen;
-    struct tk_feed *feed = tk_cache_feed(c, r->feed_id);
-    if (fresh) {
-        feed->ring_gaps = c->ring_gaps[ring];
-        if (!(r->flags & (TK_FLAG_REPLAYED | TK_FLAG_SYNTHETIC))) {
-            feed->gap_ns = t_ns;
-            feed->gap_flags = TK_BAR_PARTIAL;
-        }
-    } else if (feed->ring_gaps != c->ring_gaps[ring]) {
-        feed->ring_gaps = c->ring_gaps[ring];
-        feed->gap_ns = t_ns;
-        feed->gap_flags = TK_BAR_PARTIAL | TK_FLAG_GAP_BEFORE;
-    }
-    feed->live = !(r->flags & TK_FLAG_REPLAYED);
-    if (t_ns > feed->clock_ns) {
-        feed->clock_ns = t_ns;
-        feed->receive_ns = r->ts_receive;
-    }
-    return feed;
 }
 
 /* Close the open bars of `id` that ended at or before `now_ns`. There is room for one bar an interval. */
@@ -216,7 +125,7 @@ static inline uint32_t tk_cache_trade(struct tk_cache *c, uint32_t id, struct tk
         lines |= TK_LINE_QUOTE;
     }
     if (c->due_ns[id] != INT64_MAX) { /* what the timer would have closed, whenever it runs: bars do not depend on it */
-        const struct tk_feed *clock = &c->feeds[state->trade_feed];
+        const struct tk_feed *clock = &c->clocks.feeds[state->trade_feed];
         if (clock->seen && c->due_ns[id] + c->grace_ns <= clock->clock_ns)
             tk_cache_close(c, id, state, clock->clock_ns - c->grace_ns, r->ts_receive);
     }
@@ -278,7 +187,7 @@ static inline uint32_t tk_cache_emitted(struct tk_cache *c, struct tk_state *sta
 /* A feed's replay is over: close the open bars of the instruments that it traded last. 0 = `out` is full, call again. */
 static inline int tk_cache_end(struct tk_cache *c, int ring, const struct tk_cache_record *r) {
     const struct tk_latest_writer *w = &c->writer;
-    struct tk_feed *feed = &c->feeds[r->feed_id];
+    struct tk_feed *feed = &c->clocks.feeds[r->feed_id];
     for (uint32_t id = 0; id < c->ids_end; id++) {
         struct tk_state *state = tk_work(w, id);
         uint32_t ended = 0;
@@ -355,14 +264,14 @@ static inline uint64_t tk_cache_apply(struct tk_cache *c, int ring, const char *
             lane = 1;
             if (ring == c->bar_ring) lines |= tk_cache_emitted(c, state, r);
         } else if (r->record_type == TK_TYPE_TRADE || r->record_type == TK_TYPE_TICK) {
-            int64_t t_ns = tk_cache_time(c, r);
-            lines |= tk_cache_trade(c, id, state, r, t_ns, tk_cache_clock(c, ring, r, t_ns));
+            int64_t t_ns = tk_record_time(&c->clocks, r);
+            lines |= tk_cache_trade(c, id, state, r, t_ns, tk_clock_move(&c->clocks, ring, r, t_ns));
         } else if (r->record_type == TK_TYPE_QUOTE) {
-            int64_t t_ns = tk_cache_time(c, r);
-            tk_cache_clock(c, ring, r, t_ns);
+            int64_t t_ns = tk_record_time(&c->clocks, r);
+            tk_clock_move(&c->clocks, ring, r, t_ns);
             tk_cache_quote(state, r, t_ns);
         } else if (r->record_type == TK_TYPE_LEVEL2) {
-            tk_cache_clock(c, ring, r, tk_cache_time(c, r));
+            tk_clock_move(&c->clocks, ring, r, tk_record_time(&c->clocks, r));
         }
         tk_touch(w, id, lines);
         tk_append(w, id, lane, state, r);
@@ -373,7 +282,7 @@ static inline uint64_t tk_cache_apply(struct tk_cache *c, int ring, const char *
 
 /* Records of `ring` were overrun: the open bars of its instruments have lost trades. */
 static inline void tk_cache_gap(struct tk_cache *c, int ring) {
-    c->ring_gaps[ring]++;
+    c->clocks.ring_gaps[ring]++;
     for (uint32_t id = 0; id < c->ids_end; id++) {
         struct tk_state *state = tk_work(&c->writer, id);
         if (c->due_ns[id] == INT64_MAX || state->applied[ring] == 0) continue;
@@ -387,25 +296,14 @@ static inline void tk_cache_gap(struct tk_cache *c, int ring) {
 /* Close what is over by the stream clocks. `wall_ns` carries on the clocks of live feeds; 0 = records alone count, because
  * there are some that were not read yet. With `all`, close every bar, over or not. 0 = `out` is full, call again. */
 static inline int tk_cache_close_due(struct tk_cache *c, int64_t wall_ns, int all) {
-    int64_t newest = INT64_MIN;
-    for (uint32_t i = 0; i < c->feed_count; i++) {
-        const struct tk_feed *feed = &c->feeds[c->feeds_seen[i]];
-        int64_t now = feed->clock_ns;
-        if (wall_ns && feed->live && now != INT64_MIN && wall_ns > feed->receive_ns && feed->receive_ns > 0)
-            now += wall_ns - feed->receive_ns;
-        if (now > newest) newest = now;
-    }
+    int64_t newest = tk_clocks_newest(&c->clocks, wall_ns);
     for (uint32_t id = 0; id < c->ids_end; id++) {
         if (c->due_ns[id] == INT64_MAX || (!all && (newest == INT64_MIN || c->due_ns[id] > newest - c->grace_ns))) continue;
         struct tk_state *state = tk_work(&c->writer, id);
-        const struct tk_feed *feed = &c->feeds[state->trade_feed];
-        int64_t now = feed->clock_ns, receive = feed->receive_ns;
+        const struct tk_feed *feed = &c->clocks.feeds[state->trade_feed];
+        int64_t now = tk_clock_now(feed, wall_ns), receive = now > feed->clock_ns ? wall_ns : feed->receive_ns;
         if (c->out.count + c->writer.table.intervals > c->out.capacity) return 0;
         if (now == INT64_MIN && !all) continue;
-        if (wall_ns && feed->live && now != INT64_MIN && receive > 0 && wall_ns > receive) {
-            now += wall_ns - receive;
-            receive = wall_ns;
-        }
         if (!all) {
             tk_cache_close(c, id, state, now - c->grace_ns, receive);
             continue;
@@ -463,21 +361,9 @@ static inline uint32_t tk_cache_records(const struct tk_cache *c, char *records,
 static inline void tk_cache_close_all(struct tk_cache *c) {
     tk_latest_writer_close(&c->writer);
     free(c->out.items);
-    free(c->feeds);
-    free(c->feeds_seen);
+    tk_clocks_close(&c->clocks);
     free(c->due_ns);
     memset(c, 0, sizeof *c);
-}
-
-/* A clock as far as an instrument's state tells where it stood. `receive_ns` 0 = not known (of quotes it is not kept): the
- * lag of the feed's trades then stands in for it. */
-static inline void tk_cache_restore(struct tk_cache *c, uint16_t feed_id, int64_t clock_ns, int64_t receive_ns) {
-    struct tk_feed *feed = tk_cache_feed(c, feed_id);
-    int64_t lag_ns = receive_ns ? receive_ns - clock_ns : feed->receive_ns ? feed->receive_ns - feed->clock_ns : 0;
-    int known = receive_ns != 0 || feed->receive_ns != 0;
-    if (clock_ns > feed->clock_ns) feed->clock_ns = clock_ns;
-    else if (feed->receive_ns) return;
-    feed->receive_ns = known ? feed->clock_ns + lag_ns : 0;
 }
 
 /* Become the writer of the table at `base`, taking over what a predecessor committed. 0, or -1 without memory. */
@@ -488,10 +374,8 @@ static inline int tk_cache_open(struct tk_cache *c, void *base, uint64_t pid, ui
     const struct tk_latest *t = &c->writer.table;
     c->out.items = (struct tk_bar_record *)calloc(bars_capacity, sizeof *c->out.items);
     c->out.capacity = bars_capacity;
-    c->feeds = (struct tk_feed *)calloc(TK_CACHE_FEEDS, sizeof *c->feeds);
-    c->feeds_seen = (uint16_t *)calloc(TK_CACHE_FEEDS, sizeof *c->feeds_seen);
     c->due_ns = (int64_t *)calloc(t->instruments, sizeof *c->due_ns);
-    if (!c->out.items || !c->feeds || !c->feeds_seen || !c->due_ns) {
+    if (tk_clocks_open(&c->clocks) != 0 || !c->out.items || !c->due_ns) {
         tk_cache_close_all(c);
         return -1;
     }
@@ -508,11 +392,11 @@ static inline int tk_cache_open(struct tk_cache *c, void *base, uint64_t pid, ui
         const struct tk_state *state = tk_work(&c->writer, id);
         tk_cache_due(c, id, state);
         if ((state->marks & TK_MARK_TRADE) && !(state->marks & TK_MARK_TRADE_ENDED)) {
-            tk_cache_restore(c, state->trade_feed, state->trade_ns, state->trade_receive_ns);
-            c->feeds[state->trade_feed].live = (state->marks & TK_MARK_LIVE) != 0;
+            tk_clock_restore(&c->clocks, state->trade_feed, state->trade_ns, state->trade_receive_ns);
+            c->clocks.feeds[state->trade_feed].live = (state->marks & TK_MARK_LIVE) != 0;
         }
         if ((state->marks & TK_MARK_QUOTE) && !(state->marks & TK_MARK_QUOTE_ENDED))
-            tk_cache_restore(c, state->quote_feed, state->quote_ns, 0);
+            tk_clock_restore(&c->clocks, state->quote_feed, state->quote_ns, 0);
     }
     return 0;
 }
