@@ -8,8 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from shm.layout import Flag, RecordType, Source
+from shm.latest import LatestTable
+from shm.layout import Flag, RecordType, Source, empty
 from tests.ticks import SECOND, START, Bench, brief, end_of_replay, quote, trade
+from workers._cache import Applier
 
 
 def at(seconds: float) -> int:
@@ -280,3 +282,19 @@ def test_bars_of_the_es_trades_equal_the_captured_ones(engine_name: str, samples
     assert [18, 23, 175, 37] in [
         [int(bar["volume"]) for bar in bars if bar["instrument_id"] == number] for number in range(len(numbers))
     ]
+
+
+@pytest.mark.parametrize("excluded", [False, True])
+def test_outliers_are_in_bars_unless_excluded_and_in_history_always(engine_name: str, *, excluded: bool) -> None:
+    with LatestTable.create(engine_name, instruments=2, bar_intervals_s=(1,), pool_records=1000) as table:
+        applier = Applier(table.segment.buf, pid=1, bar_ring_id=1, grace_ns=0, exclude_outliers=excluded)
+        stream = (trade(at(0), 10), trade(at(0.1), 99, flags=Flag.REPLAYED | Flag.OUTLIER), trade(at(1), 11))
+        for sequence, record in enumerate(stream, start=1):
+            record["sequence"] = sequence
+            assert applier.apply(2, record, 0, 1) == 1
+        applier.commit()
+        out = empty(64)
+        assert applier.take_bars(out) == 1
+        assert out["high"][0] == (10 if excluded else 99)
+        assert len(table.history(0)) == 3
+        applier.close()
