@@ -3,6 +3,7 @@
     fanout_raw        ticks of 1000 instruments, a topic each, one subscriber of them all    peer: plain pyzmq
     fanout_batch      the same records on marketdata.batch, whole ring batches a message     peer: plain pyzmq
     fanout_latency    a single tick on an idle machine, median                               peer: plain pyzmq
+    route             grouping by topic, numbering, committing alone, in one process         peer: the same in numpy
 
         writer process            python -m workers.fanout                    subscriber process
         publish_batch --> ring 2 --> read, group by topic, XPUB --> tcp on loopback --> workers.subscriber --> numpy
@@ -17,7 +18,11 @@ its last message.
 fanout_latency: one record a millisecond, everybody asleep in between; from ts_publish (peer: just before
 send_multipart) to the record in the subscriber's hands. The ring's path has one process more to wake than the peer's.
 
-Verified: every record arrives once, topic numbers without a gap; contents of every 64th message.
+route: turns of 4096 records through workers._route.Router into frames that nobody sends; numpy sorts by instrument,
+cuts and copies, and numbers nothing.
+
+Verified: every record arrives once, topic numbers without a gap; contents of every 64th message. route: the frames of
+the last turn hold each instrument's records, whole and in order.
 """
 
 from __future__ import annotations
@@ -29,17 +34,22 @@ import numpy as np
 
 from perf import peers_zmq
 from perf.errors import require
-from perf.process import CONTEXT, PATIENCE_S, Child, Pipe, quiet_collector
+from perf.process import CONTEXT, PATIENCE_S, Child, Pipe, quiet_collector, scratch_engine
 from perf.report import Row, Target, compare
 from perf.rounds import Plan, alternate
 from perf.stage import RING, Stage, free_port
 from perf.ticks import ticks
 from shm._ring import now_ns
 from shm.ring import RingWriter
+from workers._route import RAW, RESOLVED, Router
 from workers.spec import FanoutSettings
+from workers.topics import INSTRUMENTS as TOPIC_INSTRUMENTS
+from workers.topics import SYMBOL_TOPICS, TopicTable
+from workers.wire import unpack_frame
 
 INSTRUMENTS = 1000
 BATCH = 4000
+TURN = 4096
 WINDOW = 200_000
 PACE_S = 0.001
 LATENCY_RATIO = 1.3
@@ -74,6 +84,56 @@ def latency(plan: Plan) -> Row:
         f"runs {mine.spread('{:.0f}', 1000)} us"
     )
     return compare("fanout_latency", "ns", mine, "plain pyzmq PUB to SUB", theirs, target=target, note=note)
+
+
+def route(plan: Plan) -> Row:
+    """Records a second through the router alone."""
+    turns = plan.amount(1000)
+    ours, theirs = alternate(plan, lambda: _route_rate(turns), lambda: _numpy_rate(turns))
+    note = f"{1e9 / ours.median:.0f} ns a record; runs {ours.spread('{:.1f}', 1e6)} M/s"
+    return compare("route", "records/s", ours, "numpy", theirs, target=Target(5e6, "higher"), note=note)
+
+
+def _route_rate(turns: int) -> float:
+    records = ticks(TURN, INSTRUMENTS)
+    with scratch_engine() as engine, TopicTable.create(engine) as table:
+        table.claim(0)
+        router = Router(table, 0)
+        router.wanted[:] = RAW | RESOLVED
+        frames: list[tuple[int, memoryview]] = []
+        start = time.perf_counter_ns()
+        for turn in range(1, turns + 1):
+            router.scan(records, TURN)
+            router.route(RING, turn * TURN)
+            frames = router.frames()
+        elapsed_ns = time.perf_counter_ns() - start
+        seen = 0
+        for topic, frame in frames:
+            if topic >= SYMBOL_TOPICS:
+                continue  # marketdata.batch and its like hold all of them once more
+            _, part = unpack_frame(frame)
+            wanted = records["source_sequence"][topic % TOPIC_INSTRUMENTS :: INSTRUMENTS]
+            require(np.array_equal(part["source_sequence"], wanted), f"topic {topic} has other records")
+            seen += len(part)
+        require(seen == TURN, f"{seen} of {TURN} records were routed")
+        del frames, frame, part
+        router.close()
+    return turns * TURN / elapsed_ns * 1e9
+
+
+def _numpy_rate(turns: int) -> float:
+    records = ticks(TURN, INSTRUMENTS)
+    rows = records.view(np.uint8).reshape(TURN, -1)
+    frames: list[bytes] = []
+    start = time.perf_counter_ns()
+    for _ in range(turns):
+        ids = records["instrument_id"]
+        order = np.argsort(ids, kind="stable")
+        cuts = np.flatnonzero(np.diff(ids[order])) + 1
+        frames = [part.tobytes() for part in np.split(rows[order], cuts)]
+    elapsed_ns = time.perf_counter_ns() - start
+    require(sum(map(len, frames)) == records.nbytes, "numpy lost records")
+    return turns * TURN / elapsed_ns * 1e9
 
 
 def _throughput(plan: Plan, name: str, topic: str, count: int, target: Target) -> Row:

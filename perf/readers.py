@@ -2,6 +2,7 @@
 
     read_concurrent     records a second from a batch writer to one batch reader, nothing lost    peer: faster-fifo
     readers_slowdown    how much more CPU time a record costs the writer when four readers follow
+    idle_rings          how much longer a reader takes for a record when it looks after four idle rings too
 
         CPU 0                                              CPU 1 (read_concurrent)
         writer process                                     reader process
@@ -20,6 +21,9 @@ competes for the writer's core costs nothing, but the cache lines that readers p
 With two cores the four readers share the one that the writer does not use. In the note: the same for a ring without
 wake-ups, where the writer has no fence to wait at, and for a writer of batches of 1024 at the speed of memory.
 Verified: read + lost = published, for each reader.
+
+idle_rings: one process publishes 4096 records into one ring and reads them, the read alone timed; a turn reads that ring
+alone, or that ring and four others into which nothing comes. Verified: every record is read, the others give none.
 """
 
 from __future__ import annotations
@@ -30,16 +34,17 @@ from contextlib import ExitStack
 
 from perf import peers_queues
 from perf.errors import BenchmarkFailed, require
-from perf.process import Child, Pipe, cores, quiet_collector, scratch_engine
+from perf.process import Child, Pipe, cores, pinned, quiet_collector, scratch_engine
 from perf.report import Row, Target, compare
 from perf.rounds import Plan, alternate
 from perf.ticks import check_ticks, ticks
 from shm.layout import empty
-from shm.ring import RingReader, RingWriter, create_ring
+from shm.ring import RingReader, RingSet, RingWriter, create_ring
 
 BATCH = 1024
 READ = 4096
 READERS = 4
+IDLE = 4
 SLOWDOWN_TARGET = Target(10.0, "lower")
 
 
@@ -161,6 +166,39 @@ def _writer_ns(role: Callable[..., None], calls: int, batch: int, readers: int, 
             follower.tell(count)
             require(follower.hear() > 0, "a reader read nothing")
     return spent_ns / count
+
+
+def idle_rings(plan: Plan) -> Row:
+    """How many percent longer a reader of one busy ring takes a record if it reads four idle rings as well."""
+    turns = plan.amount(4000)
+    with pinned(0), quiet_collector():
+        five, one = alternate(plan, lambda: _turn_ns(turns, IDLE), lambda: _turn_ns(turns, 0))
+    more = (five.median / one.median - 1) * 100
+    note = (
+        f"{one.median:.2f} -> {five.median:.2f} ns a record in turns of {READ}: "
+        f"{(five.median - one.median) * READ / IDLE:.0f} ns for each look at an idle ring"
+    )
+    target = Target(2.0, "lower")
+    ratio = one.median / five.median
+    return Row("idle_rings", more, "%", "one ring", 0.0, ratio, len(five.values), note, target, target.met_by(more))
+
+
+def _turn_ns(turns: int, idle: int) -> float:
+    """Time a record of reading, ns: `turns` turns of READ records, with `idle` more rings to look at."""
+    records, out = ticks(READ), empty(READ)
+    with scratch_engine() as engine, ExitStack() as stack:
+        writers = [stack.enter_context(RingWriter.create(engine, 2 + ring)) for ring in range(1 + idle)]
+        readers = RingSet(stack.enter_context(RingReader.attach(engine, 2 + ring)) for ring in range(1 + idle))
+        publish, clock = writers[0].publish_batch, time.perf_counter_ns
+        spent_ns = got = 0
+        for _ in range(turns):
+            publish(records)
+            start_ns = clock()
+            for reader in readers:
+                got += reader.read(out)
+            spent_ns += clock() - start_ns
+        require(got == readers[0].sequence - 1 == turns * READ, f"read {got} of {turns * READ}")
+    return spent_ns / got
 
 
 def _write_singles(pipe: Pipe, engine: str, count: int) -> None:
