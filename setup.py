@@ -19,12 +19,13 @@ if sys.platform == "darwin":
 macros = [("TK_TEST_STOPS", "1")] if os.environ.get("TICKENGINE_STOPS") == "1" else []
 
 sources = sorted([*ROOT.glob("shm/_*.pyx"), *ROOT.glob("workers/**/_*.pyx")])
+headers = [str(path.relative_to(ROOT)) for pattern in ("shm/**/*.h", "workers/**/*.h") for path in ROOT.glob(pattern)]
 extensions = [
     Extension(
         ".".join(path.relative_to(ROOT).with_suffix("").parts),
         [str(path.relative_to(ROOT))],
         include_dirs=["."],
-        depends=[str(header.relative_to(ROOT)) for header in ROOT.glob("shm/*.h")],
+        depends=headers,
         extra_compile_args=compile_args,
         define_macros=macros,
     )
