@@ -11,26 +11,8 @@ from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport free, realloc
 from libc.string cimport memcpy, memset
 
-from shm.layout import RECORD_SIZE_BYTES, Action, Flag, Priority, RecordType, StatusCode
+from workers.record cimport *
 
-
-# Layout v1 of shm/layout.py; tests/unit/test_quality.py sets every field through the numpy dtype.
-cdef struct Record:
-    uint64_t sequence
-    int64_t ts_event
-    int64_t ts_receive
-    int64_t ts_publish
-    uint32_t instrument_id
-    uint8_t record_type
-    uint8_t source
-    uint16_t flags
-    uint64_t source_sequence
-    uint16_t feed_id
-    uint8_t priority
-    uint8_t side
-    uint32_t conditions
-    char venue[8]
-    double body[8]
 
 cdef struct State:
     int64_t ts_event          # newest so far
@@ -49,39 +31,30 @@ cdef enum:
     ID_LIMIT = 1 << 24        # beyond any instrument table; such an id is not state worth keeping
     REASONS = 3
 
-cdef uint8_t TICK = RecordType.TICK
-cdef uint8_t QUOTE = RecordType.QUOTE
-cdef uint8_t BAR = RecordType.BAR
-cdef uint8_t TRADE = RecordType.TRADE
-cdef uint8_t LEVEL2 = RecordType.LEVEL2
-cdef uint8_t STATUS = RecordType.STATUS
-cdef uint8_t CLEAR = Action.CLEAR
-cdef uint32_t END_OF_REPLAY = StatusCode.END_OF_REPLAY
-cdef uint16_t OUTLIER = Flag.OUTLIER
-cdef uint16_t VOLUME_SPIKE = Flag.VOLUME_SPIKE
-cdef uint16_t OUT_OF_ORDER = Flag.OUT_OF_ORDER
-cdef uint16_t LATE = Flag.LATE
-cdef uint16_t CROSSED = Flag.CROSSED
-cdef uint16_t INCOMPLETE = Flag.INCOMPLETE
-cdef uint16_t REPLAYED = Flag.REPLAYED
 # A snapshot, a correction and a backfilled record speak of an earlier time by their nature, and their flag says so.
-cdef uint16_t OUT_OF_SEQUENCE = Flag.SNAPSHOT | Flag.CORRECTED | Flag.BACKFILLED
+cdef uint16_t OUT_OF_SEQUENCE = TK_FLAG_SNAPSHOT | TK_FLAG_CORRECTED | TK_FLAG_BACKFILLED
 
 # What `check` does with a record of each type: which state it uses, and its priority.
 cdef uint8_t KIND_OF_TYPE[8]
 cdef uint8_t PRIORITY_OF_TYPE[8]
-KIND_OF_TYPE[:] = [3, 0, 1, 3, 0, 2, 3, 3]
-PRIORITY_OF_TYPE[:] = [
-    Priority.LOW, Priority.HIGH, Priority.NORMAL, Priority.LOW, Priority.HIGH, Priority.LOW, Priority.HIGH, Priority.HIGH
-]
+# by record type:      (none)            tick              quote               bar
+KIND_OF_TYPE[:] = [    3,                0,                1,                  3,
+                       0,                2,                3,                  3]
+PRIORITY_OF_TYPE[:] = [TK_PRIORITY_LOW,  TK_PRIORITY_HIGH, TK_PRIORITY_NORMAL, TK_PRIORITY_LOW,
+                       TK_PRIORITY_HIGH, TK_PRIORITY_LOW,  TK_PRIORITY_HIGH,   TK_PRIORITY_HIGH]
+#                      trade             level2            news                status
 
 REJECT_REASONS = ("unknown record type", "print without a price", "impossible value")
 
-assert sizeof(Record) == RECORD_SIZE_BYTES and sizeof(State) == 64
+assert sizeof(State) == 64
 
 
 cdef inline bint finite(double value) noexcept nogil:
     return value - value == 0.0  # false for NaN and for both infinities
+
+
+cdef inline bint bad_size(double size) noexcept nogil:
+    return size < 0 or size == INFINITY
 
 
 cdef class Checker:
@@ -97,7 +70,7 @@ cdef class Checker:
     cdef double _running_rate
     cdef uint64_t _rejected[REASONS]
     cdef uint64_t _flagged[16]
-    cdef Record _last_rejected
+    cdef tk_record _last_rejected
     cdef int _last_reason
 
     def __cinit__(self, *, bint enabled, bint reject_impossible, int64_t late_after_ns, bint late_when_replayed,
@@ -135,7 +108,7 @@ cdef class Checker:
         self._capacity = wanted
         return True
 
-    cdef inline uint16_t _order(self, State *state, const Record *record) noexcept nogil:
+    cdef inline uint16_t _order(self, State *state, const tk_record *record) noexcept nogil:
         cdef bint back = False
         if record.source_sequence != 0:
             if record.source_sequence < state.source_sequence:
@@ -155,7 +128,7 @@ cdef class Checker:
             state.back_run = 0
             state.source_sequence = record.source_sequence
             state.ts_event = record.ts_event
-        return OUT_OF_ORDER
+        return TK_FLAG_OUT_OF_ORDER
 
     cdef inline double _rate(self, State *state) noexcept nogil:
         # A plain mean at first, a running one once there are enough records.
@@ -176,7 +149,7 @@ cdef class Checker:
             if self._limit_fraction > 0:
                 limit = min(limit, self._limit_fraction * fabs(state.mean))
             if fabs(away) > limit:
-                verdict = OUTLIER
+                verdict = TK_FLAG_OUTLIER
                 away = limit if away > 0 else -limit
         if state.seen == 0:
             state.mean = price
@@ -192,74 +165,80 @@ cdef class Checker:
         """Judge a size; called before `_price` counts the record."""
         cdef uint16_t verdict = 0
         if self._spike_factor > 0 and state.seen >= self._warm_up and size > self._spike_factor * state.mean_size:
-            verdict = VOLUME_SPIKE
+            verdict = TK_FLAG_VOLUME_SPIKE
             size = self._spike_factor * state.mean_size
         state.mean_size += self._rate(state) * (size - state.mean_size)
         return verdict
 
-    cdef inline int _reject_reason(self, const Record *record) noexcept nogil:
+    cdef inline int _reject_reason(self, const tk_record *record) noexcept nogil:
         """Why a record is no use to anyone, -1 if it is. Needs no state: a restarted worker judges the same."""
         cdef uint8_t kind = record.record_type
-        if kind == 0 or kind > STATUS:
+        if kind == 0 or kind > TK_TYPE_STATUS:
             return 0
-        if (kind == TICK or kind == TRADE) and not finite(record.body[0]):
+        if (kind == TK_TYPE_TICK or kind == TK_TYPE_TRADE) and not finite(record.tick.price):
             return 1
         if self._reject_impossible and self._impossible(record):
             return 2
         return -1
 
-    cdef inline bint _impossible(self, const Record *record) noexcept nogil:
-        """Values that no market has: negative or infinite sizes, infinite prices."""
-        cdef const double *body = <const double *>record.body
+    cdef inline bint _impossible(self, const tk_record *record) noexcept nogil:
+        """Values that no market has: negative or infinite sizes, infinite prices, a bar upside down."""
         cdef uint8_t kind = record.record_type
-        if kind == TICK or kind == TRADE or kind == LEVEL2:
-            return body[1] < 0 or body[1] == INFINITY or fabs(body[0]) == INFINITY
-        if kind == QUOTE:
-            return (body[2] < 0 or body[3] < 0 or body[2] == INFINITY or body[3] == INFINITY
-                    or fabs(body[0]) == INFINITY or fabs(body[1]) == INFINITY)
-        if kind == BAR:
-            return body[4] < 0 or body[1] < body[2]
+        if kind == TK_TYPE_TICK or kind == TK_TYPE_TRADE:
+            return bad_size(record.tick.size) or fabs(record.tick.price) == INFINITY
+        if kind == TK_TYPE_LEVEL2:
+            return bad_size(record.level2.size) or fabs(record.level2.price) == INFINITY
+        if kind == TK_TYPE_QUOTE:
+            return (bad_size(record.quote.bid_size) or bad_size(record.quote.ask_size)
+                    or fabs(record.quote.bid) == INFINITY or fabs(record.quote.ask) == INFINITY)
+        if kind == TK_TYPE_BAR:
+            return bad_size(record.bar.volume) or record.bar.high < record.bar.low
         return False
 
-    cdef inline uint16_t _verdict(self, const Record *record, State *state) noexcept nogil:
-        cdef const double *body = <const double *>record.body
+    cdef inline uint16_t _judge(self, const tk_record *record, State *state) noexcept nogil:
+        """The flags that a record deserves."""
         cdef uint8_t kind = record.record_type
-        cdef uint16_t verdict = 0
+        cdef uint16_t verdict = TK_FLAG_INCOMPLETE if self._impossible(record) else 0
         if state.generation != self._generation:
             memset(state, 0, sizeof(State))
             state.generation = self._generation
-        if kind == BAR:
-            if not (finite(body[0]) and finite(body[1]) and finite(body[2]) and finite(body[3])):
-                return INCOMPLETE
-            return INCOMPLETE if self._impossible(record) else 0
-        if kind != TICK and kind != QUOTE and kind != TRADE and kind != LEVEL2:
-            return 0  # news and status
+        if kind == TK_TYPE_BAR:
+            if not (finite(record.bar.open) and finite(record.bar.high) and finite(record.bar.low)
+                    and finite(record.bar.close)):
+                verdict = TK_FLAG_INCOMPLETE
+            return verdict
+        if kind == TK_TYPE_NEWS or kind == TK_TYPE_STATUS:
+            return 0
         if not record.flags & OUT_OF_SEQUENCE:
-            verdict = self._order(state, record)
+            verdict |= self._order(state, record)
             if (self._late_after_ns > 0 and record.ts_event > 0
                     and record.ts_receive - record.ts_event > self._late_after_ns
-                    and (self._late_when_replayed or not record.flags & REPLAYED)):
-                verdict |= LATE
-        if kind == QUOTE:
-            if finite(body[0]) and finite(body[1]) and body[0] != 0 and body[1] != 0:
-                if body[0] > body[1]:
-                    verdict |= CROSSED
-                verdict |= self._price(state, 0.5 * (body[0] + body[1]))
-            else:
-                verdict |= INCOMPLETE
-        elif kind == LEVEL2:
-            if body[3] > body[4]:
-                verdict |= CROSSED
-            if not finite(body[0]) and (<const uint8_t *>record)[86] != CLEAR:
-                verdict |= INCOMPLETE
-        elif body[0] == 0 or not finite(body[1]):
-            verdict |= INCOMPLETE
+                    and (self._late_when_replayed or not record.flags & TK_FLAG_REPLAYED)):
+                verdict |= TK_FLAG_LATE
+        if kind == TK_TYPE_QUOTE:
+            verdict |= self._judge_quote(&record.quote, state)
+        elif kind == TK_TYPE_LEVEL2:
+            if record.level2.best_bid > record.level2.best_ask:
+                verdict |= TK_FLAG_CROSSED
+            if not finite(record.level2.price) and record.level2.action != TK_ACTION_CLEAR:
+                verdict |= TK_FLAG_INCOMPLETE
         else:
-            verdict |= self._size(state, body[1])
-            verdict |= self._price(state, body[0])
-        if self._impossible(record):
-            verdict |= INCOMPLETE
+            verdict |= self._judge_print(&record.tick, state)
         return verdict
+
+    cdef inline uint16_t _judge_quote(self, const tk_quote *quote, State *state) noexcept nogil:
+        cdef uint16_t verdict
+        if not (finite(quote.bid) and finite(quote.ask)) or quote.bid == 0 or quote.ask == 0:
+            return TK_FLAG_INCOMPLETE
+        verdict = self._price(state, 0.5 * (quote.bid + quote.ask))
+        return verdict | TK_FLAG_CROSSED if quote.bid > quote.ask else verdict
+
+    cdef inline uint16_t _judge_print(self, const tk_tick *tick, State *state) noexcept nogil:
+        cdef uint16_t verdict
+        if tick.price == 0 or not finite(tick.size):
+            return TK_FLAG_INCOMPLETE
+        verdict = self._size(state, tick.size)
+        return verdict | self._price(state, tick.price)
 
     def check(self, records, Py_ssize_t count):
         """Set flags and priority of records[:count], move out what is rejected; returns how many are left, in order.
@@ -267,18 +246,17 @@ cdef class Checker:
         `records` is a writable C-contiguous array of 128-byte records. MemoryError if a new instrument finds no room.
         """
         cdef Py_buffer view
-        cdef Record *batch
-        cdef Record *record
+        cdef tk_record *batch
+        cdef tk_record *record
         cdef Py_ssize_t i, kept = 0
         cdef uint16_t verdict
-        cdef uint32_t code
         cdef int reason, bit
         cdef bint no_room = False
         PyObject_GetBuffer(records, &view, PyBUF_SIMPLE | PyBUF_WRITABLE)
-        if count < 0 or count * <Py_ssize_t>sizeof(Record) > view.len:
+        if count < 0 or count * <Py_ssize_t>sizeof(tk_record) > view.len:
             PyBuffer_Release(&view)
-            raise ValueError(f"count is {count}, the array holds {view.len // sizeof(Record)} records")
-        batch = <Record *>view.buf
+            raise ValueError(f"count is {count}, the array holds {view.len // sizeof(tk_record)} records")
+        batch = <tk_record *>view.buf
         with nogil:
             for i in range(count):
                 record = &batch[i]
@@ -293,19 +271,17 @@ cdef class Checker:
                     if record.instrument_id >= self._capacity and not self._grow(record.instrument_id):
                         no_room = True
                         break
-                    verdict = self._verdict(
+                    verdict = self._judge(
                         record, &self._states[<size_t>record.instrument_id * KINDS + KIND_OF_TYPE[record.record_type]]
                     )
                     if verdict:
                         record.flags |= verdict
                         for bit in range(16):
                             self._flagged[bit] += (verdict >> bit) & 1
-                if record.record_type == STATUS:
-                    memcpy(&code, record.body, sizeof(code))
-                    if code == END_OF_REPLAY:
-                        self._generation += 1  # what comes next may begin anywhere in time
+                if record.record_type == TK_TYPE_STATUS and record.status.code == TK_STATUS_END_OF_REPLAY:
+                    self._generation += 1  # what comes next may begin anywhere in time
                 if kept != i:
-                    memcpy(&batch[kept], record, sizeof(Record))
+                    memcpy(&batch[kept], record, sizeof(tk_record))
                 kept += 1
         PyBuffer_Release(&view)
         if no_room:
@@ -331,4 +307,4 @@ cdef class Checker:
         """(reason, the record as 128 bytes) of the newest rejection; None if there was none."""
         if self._last_reason < 0:
             return None
-        return REJECT_REASONS[self._last_reason], (<char *>&self._last_rejected)[:sizeof(Record)]
+        return REJECT_REASONS[self._last_reason], (<char *>&self._last_rejected)[:sizeof(tk_record)]

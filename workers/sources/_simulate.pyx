@@ -18,32 +18,8 @@ from libc.string cimport memcpy, memset
 
 
 
-from shm.layout import RECORD_SIZE_BYTES, Action, Flag, RecordType, Side, Source
+from workers.record cimport *
 
-
-# Layout v1 of shm/layout.py; tests/unit/test_simulated.py reads every field back through the numpy dtype.
-cdef struct Record:
-    uint64_t sequence
-    int64_t ts_event
-    int64_t ts_receive
-    int64_t ts_publish
-    uint32_t instrument_id
-    uint8_t record_type
-    uint8_t source
-    uint16_t flags
-    uint64_t source_sequence
-    uint16_t feed_id
-    uint8_t priority
-    uint8_t side
-    uint32_t conditions
-    char venue[8]
-    double body[8]
-
-cdef struct LevelTail:  # level2 from offset 80
-    uint32_t order_count
-    uint16_t level
-    uint8_t action
-    uint8_t depth
 
 cdef struct Instrument:
     double base_ticks     # price that the walk returns to, in ticks
@@ -79,19 +55,6 @@ cdef enum:
 cdef double MARKET_RANGE = 0.03   # standard deviation that M, S and x settle at, as a fraction of the price
 cdef double SECTOR_RANGE = 0.015
 cdef double OWN_RANGE = 0.02
-
-cdef uint8_t TICK = RecordType.TICK
-cdef uint8_t QUOTE = RecordType.QUOTE
-cdef uint8_t TRADE = RecordType.TRADE
-cdef uint8_t LEVEL2 = RecordType.LEVEL2
-cdef uint8_t NEWS = RecordType.NEWS
-cdef uint8_t SOURCE_MOCK = Source.MOCK
-cdef uint16_t SYNTHETIC = Flag.SYNTHETIC
-cdef uint8_t BUY = Side.BUY
-cdef uint8_t SELL = Side.SELL
-cdef uint8_t MODIFY = Action.MODIFY
-
-assert sizeof(Record) == RECORD_SIZE_BYTES
 
 
 cdef inline uint64_t rotate(uint64_t x, int by) noexcept nogil:
@@ -191,7 +154,7 @@ cdef class Market:
             self._kind_type[index] = kind
             self._kind_below[index] = <uint16_t>min(65535, round(below * 65536))
         self._kind_count = len(kinds)
-        self._quotes_wanted = RecordType.QUOTE in kinds
+        self._quotes_wanted = TK_TYPE_QUOTE in kinds
 
     def _set_news(self, templates, news_every):
         for index, text in enumerate(templates):
@@ -304,23 +267,22 @@ cdef class Market:
             index = self._instruments[index].alias
         return index
 
-    cdef inline void _make(self, Record *out, int64_t ts_event, int64_t ts_receive) noexcept nogil:
+    cdef inline void _make(self, tk_record *out, int64_t ts_event, int64_t ts_receive) noexcept nogil:
         """The next record, at `out`."""
         cdef uint64_t r = self._next()
         cdef uint64_t choice = self._next()
         cdef Instrument *one
-        cdef uint32_t counts[2]
         cdef int kind = 0
         if self._made % FACTOR_EVERY == 0:
             self._step_factors()
         one = &self._instruments[self._hot if self._bursting and (choice >> 63) else self._pick(r)]
         self._made += 1
-        memset(out, 0, sizeof(Record))
+        memset(out, 0, sizeof(tk_record))
         out.ts_event = ts_event
         out.ts_receive = ts_receive
         out.instrument_id = one.id
-        out.source = SOURCE_MOCK
-        out.flags = SYNTHETIC | self._session_flags
+        out.source = TK_SOURCE_MOCK
+        out.flags = TK_FLAG_SYNTHETIC | self._session_flags
         out.source_sequence = self._sequence_base + self._made
         out.feed_id = self._feed_id
         out.priority = 1
@@ -331,23 +293,22 @@ cdef class Market:
         while kind < self._kind_count - 1 and <uint16_t>(choice & 0xFFFF) >= self._kind_below[kind]:
             kind += 1
         out.record_type = self._kind_type[kind]
-        if out.record_type == QUOTE:
+        if out.record_type == TK_TYPE_QUOTE:
             self._quote(one)
-            out.body[0] = <double>one.bid / one.ticks_per_unit
-            out.body[1] = <double>one.ask / one.ticks_per_unit
-            out.body[2] = one.bid_size
-            out.body[3] = one.ask_size
-            out.body[4] = <double>(one.bid + one.ask) / (2.0 * one.ticks_per_unit)
-            out.body[5] = <double>(one.ask - one.bid) / one.ticks_per_unit
-            counts[0] = 1 + <uint32_t>(one.bid_size / one.lot) // 2
-            counts[1] = 1 + <uint32_t>(one.ask_size / one.lot) // 2
-            memcpy(&out.body[6], counts, sizeof(counts))
-        elif out.record_type == LEVEL2:
+            out.quote.bid = <double>one.bid / one.ticks_per_unit
+            out.quote.ask = <double>one.ask / one.ticks_per_unit
+            out.quote.bid_size = one.bid_size
+            out.quote.ask_size = one.ask_size
+            out.quote.mid = <double>(one.bid + one.ask) / (2.0 * one.ticks_per_unit)
+            out.quote.spread = <double>(one.ask - one.bid) / one.ticks_per_unit
+            out.quote.bid_count = 1 + <uint32_t>(one.bid_size / one.lot) // 2
+            out.quote.ask_count = 1 + <uint32_t>(one.ask_size / one.lot) // 2
+        elif out.record_type == TK_TYPE_LEVEL2:
             self._level(out, one)
         else:
             self._print(out, one)
 
-    cdef inline void _print(self, Record *out, Instrument *one) noexcept nogil:
+    cdef inline void _print(self, tk_record *out, Instrument *one) noexcept nogil:
         """A trade at the bid (a seller was the aggressor) or at the ask."""
         cdef uint64_t r = self._next()
         cdef bint buy = r & 1
@@ -359,17 +320,16 @@ cdef class Market:
         one.trade_id += 1
         one.volume += size
         one.notional += size * price
-        out.side = BUY if buy else SELL
-        out.body[0] = price
-        out.body[1] = size
-        memcpy(&out.body[2], &one.trade_id, sizeof(uint64_t))
-        out.body[4] = one.volume
-        out.body[5] = one.notional / one.volume
+        out.side = TK_SIDE_BUY if buy else TK_SIDE_SELL
+        out.tick.price = price
+        out.tick.size = size
+        out.tick.trade_id = one.trade_id
+        out.tick.volume = one.volume
+        out.tick.vwap = one.notional / one.volume
 
-    cdef inline void _level(self, Record *out, Instrument *one) noexcept nogil:
+    cdef inline void _level(self, tk_record *out, Instrument *one) noexcept nogil:
         """One level of the book by position: level n stands n ticks behind the best price of its side."""
         cdef uint64_t r = self._next()
-        cdef LevelTail tail
         cdef bint bid = r & 1
         cdef uint32_t level = <uint32_t>(((r >> 32) * BOOK_LEVELS) >> 32)
         cdef double size = one.lot * <double>(1 + ((r >> 1) & 31))
@@ -380,24 +340,23 @@ cdef class Market:
                 one.bid_size = size
             else:
                 one.ask_size = size
-        out.side = BUY if bid else SELL
-        out.body[0] = <double>(one.bid - level if bid else one.ask + level) / one.ticks_per_unit
-        out.body[1] = size
-        tail.order_count = 1 + <uint32_t>((r >> 1) & 31) // 2
-        tail.level = <uint16_t>level
-        tail.action = MODIFY
-        tail.depth = BOOK_LEVELS
-        memcpy(&out.body[2], &tail, sizeof(tail))
-        out.body[3] = <double>one.bid / one.ticks_per_unit
-        out.body[4] = <double>one.ask / one.ticks_per_unit
+        out.side = TK_SIDE_BUY if bid else TK_SIDE_SELL
+        out.level2.price = <double>(one.bid - level if bid else one.ask + level) / one.ticks_per_unit
+        out.level2.size = size
+        out.level2.order_count = 1 + <uint32_t>((r >> 1) & 31) // 2
+        out.level2.level = <uint16_t>level
+        out.level2.action = TK_ACTION_MODIFY
+        out.level2.depth = BOOK_LEVELS
+        out.level2.best_bid = <double>one.bid / one.ticks_per_unit
+        out.level2.best_ask = <double>one.ask / one.ticks_per_unit
 
-    cdef inline void _news(self, Record *out, Instrument *one, uint64_t choice) noexcept nogil:
+    cdef inline void _news(self, tk_record *out, Instrument *one, uint64_t choice) noexcept nogil:
         """A headline; the instrument then moves a little."""
         cdef uint32_t used = one.symbol_bytes
-        cdef char *text = <char *>&out.body[0]
+        cdef char *text = out.news.headline
         memcpy(text, one.symbol, used)
         memcpy(text + used, self._templates + (choice & 0xFFFF) % self._template_count * TEMPLATE_BYTES, TEMPLATE_BYTES - used)
-        out.record_type = NEWS
+        out.record_type = TK_TYPE_NEWS
         one.x += 0.002 * self._normal()
 
     # -- called by Python
@@ -460,10 +419,10 @@ cdef class Market:
         cdef Py_buffer view
         cdef Py_ssize_t room, made = 0
         cdef int64_t due
-        cdef Record *records
+        cdef tk_record *records
         PyObject_GetBuffer(out, &view, PyBUF_SIMPLE | PyBUF_WRITABLE)
-        room = view.len // <Py_ssize_t>sizeof(Record) - offset
-        records = <Record *>view.buf + offset
+        room = view.len // <Py_ssize_t>sizeof(tk_record) - offset
+        records = <tk_record *>view.buf + offset
         with nogil:
             while made < room and self._window_done < self._window_count:
                 due = self._due_ns()
@@ -485,10 +444,10 @@ cdef class Market:
         cdef Py_buffer view
         cdef Py_ssize_t room, i
         cdef double step
-        cdef Record *records
+        cdef tk_record *records
         PyObject_GetBuffer(out, &view, PyBUF_SIMPLE | PyBUF_WRITABLE)
-        room = view.len // <Py_ssize_t>sizeof(Record)
-        records = <Record *>view.buf
+        room = view.len // <Py_ssize_t>sizeof(tk_record)
+        records = <tk_record *>view.buf
         with nogil:
             step = <double>(now_ns - from_ns) / <double>room if room else 0.0
             for i in range(room):
