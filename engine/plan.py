@@ -132,6 +132,7 @@ def make_plan(config: Config, ipc_dir: Path) -> Plan:
                 bar_ring_id=BAR_RING,
                 bar_intervals_s=cache.bar_intervals_s,
                 bar_close_delay_s=cache.bar_close_delay_s,
+                bar_exclude_outliers=cache.bar_exclude_outliers,
                 reliable=hold_back,
             ),
             f"latest values, bars of {_seconds(cache.bar_intervals_s)} into ring {BAR_RING}",

@@ -126,7 +126,7 @@ class CacheSection(Struct, frozen=True, kw_only=True):
         int, Meta(ge=16, le=65536, description="L1 history of one instrument; 128 bytes each")
     ] = 1000
     max_symbols: Annotated[int, Meta(ge=16, le=65536, description="instruments that can have latest values and L1")] = (
-        65536
+        16384
     )
     max_l1_memory: Annotated[ByteSize, Meta(description="shared memory of all L1 histories together")] = "128MiB"
     bar_intervals_s: Annotated[
@@ -135,6 +135,9 @@ class CacheSection(Struct, frozen=True, kw_only=True):
     bar_close_delay_s: Annotated[
         float, Meta(ge=0, le=60, description="wait after an interval before a silent instrument's bar closes")
     ] = 1.0
+    bar_exclude_outliers: Annotated[
+        bool, Meta(description="leave trades flagged OUTLIER out of bars and day statistics")
+    ] = False
 
 
 class PlacementSection(Struct, frozen=True, kw_only=True):

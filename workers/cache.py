@@ -103,6 +103,7 @@ class Cache:
             bar_ring_id=settings.bar_ring_id,
             grace_ns=int(settings.bar_close_delay_s * 1e9),
             bars_capacity=bars_capacity,
+            exclude_outliers=settings.bar_exclude_outliers,
         )
         start = self._resume(settings.bar_ring_id, "oldest")
         self._bar_reader = RingReader.attach(settings.engine, settings.bar_ring_id, start=start, register=False)

@@ -132,6 +132,7 @@ class CacheSettings(WorkerSettings, frozen=True, kw_only=True):
     bar_ring_id: RingId = 1
     bar_intervals_s: tuple[Positive, ...] = (1, 60)
     bar_close_delay_s: NotNegative = 1.0  # wait after an interval's end before a silent instrument's bar closes
+    bar_exclude_outliers: bool = False  # leave trades flagged OUTLIER out of bars and day statistics
     batch_slots: Positive = 4096  # records read from a ring at a time
     reliable: bool = False  # hold the writers back (bounded) instead of losing records: for replays at full speed
     start: Literal["newest", "oldest"] = "oldest"
