@@ -105,22 +105,14 @@ if [ ! -e "$root/venv/.ready" ]; then
         touch /venv/.ready"
 fi
 
-extensions=
 if [ -n "$all" ]; then
-    step "installing every dependency"
-    inside "/venv/bin/pip install -q $(python3 - "$project/pyproject.toml" << 'PYTHON'
-import shlex, sys, tomllib
-project = tomllib.load(open(sys.argv[1], "rb"))["project"]
-extras = project["optional-dependencies"]
-wanted = [*project["dependencies"], *extras["replay"], *extras["test"]]
-print(*(shlex.quote(one.partition(";")[0].strip()) for one in wanted if not one.startswith("tickengine")))
-PYTHON
-)"
+    step "installing every dependency and building every native module"
+    inside "/venv/bin/pip install -q --no-build-isolation -e '.[test]'"
 else # the writer of the latest-value table lives with the cache
+    step "building the native core of shm"
     extensions=$(cd "$project" && ls shm/_*.pyx workers/_cache.pyx | sed 's,/,.,;s,\.pyx$,,' | paste -sd, -)
+    inside "TICKENGINE_EXT=$extensions /venv/bin/python setup.py -q build_ext --inplace"
 fi
-step "building ${extensions:-every native module}"
-inside "TICKENGINE_EXT=$extensions /venv/bin/python setup.py -q build_ext --inplace"
 
 step "testing: $*"
 quoted=$(for argument in "$@"; do printf " '%s'" "$argument"; done)
