@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -109,15 +110,17 @@ def main(arguments: list[str] | None = None) -> int:
 
 def profile(names: list[str], runs: int) -> int:
     """Run each benchmark under py-spy, its child processes and native frames included."""
-    if shutil.which("py-spy") is None:
+    beside = str(Path(sys.executable).parent)  # the environment that we run in, activated or not
+    spy = shutil.which("py-spy", path=f"{beside}{os.pathsep}{os.environ.get('PATH', '')}")
+    if spy is None:
         print("py-spy is not here: pip install py-spy", file=sys.stderr)
         return 2
     OUT_FOLDER.mkdir(parents=True, exist_ok=True)
     status = 0
     for name in names:
         target = OUT_FOLDER / f"{name}.speedscope.json"
-        spy = ["py-spy", "record", "--native", "--subprocesses", "--format", "speedscope", "--output", str(target)]
-        command = [*spy, "--", sys.executable, "-m", "perf", "--only", name, "--runs", str(runs)]
+        recorder = [spy, "record", "--native", "--subprocesses", "--format", "speedscope", "--output", str(target)]
+        command = [*recorder, "--", sys.executable, "-m", "perf", "--only", name, "--runs", str(runs)]
         status |= subprocess.run(command, check=False).returncode
         print(f"{target}: open it at https://www.speedscope.app")
     return status
