@@ -136,7 +136,7 @@ cdef class BinanceDecoder(NativeDecoder):
     cdef int _slow(self, bytes text, int64_t ts_receive) except -1:
         envelope = _envelope.decode(text)
         stream = ""
-        if envelope.stream is not None and envelope.data is not None:
+        if envelope.stream is not None and bytes(envelope.data):
             stream, text = envelope.stream, bytes(envelope.data)
             if text[:1] != b"{":
                 self.counts.messages[BINANCE_OTHER] += 1
@@ -145,15 +145,15 @@ cdef class BinanceDecoder(NativeDecoder):
         event = envelope.e
         if event == "trade" or event == "aggTrade":
             return self._trade(text, event == "trade", ts_receive)
-        if event == "bookTicker" or (event is None and envelope.B is not None):
+        if event == "bookTicker" or (event is None and bytes(envelope.B)):
             return self._ticker(text, ts_receive)
         if event == "depthUpdate":
             return self._depth(text, ts_receive)
         if event == "kline":
             return self._kline(text, ts_receive)
-        if envelope.lastUpdateId is not None:
+        if bytes(envelope.lastUpdateId):
             return self._snapshot(text, stream, ts_receive)
-        self.counts.messages[BINANCE_REPLY if event is None and envelope.id is not None else BINANCE_OTHER] += 1
+        self.counts.messages[BINANCE_REPLY if event is None and bytes(envelope.id) else BINANCE_OTHER] += 1
         return 0
 
     cdef int _trade(self, bytes text, bint single, int64_t ts_receive) except -1:

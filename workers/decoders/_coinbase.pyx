@@ -143,7 +143,7 @@ cdef class CoinbaseDecoder(NativeDecoder):
             if sequence > expected:
                 sink_gap(&self._sink, connection, expected, sequence, TK_NO_INSTRUMENT, ts_receive, ts_receive)
             self._expected[connection] = sequence + 1
-        if envelope.events is None:
+        if not bytes(envelope.events):
             return 0
         if envelope.channel == "market_trades":
             for event in _trades.decode(envelope.events):

@@ -41,7 +41,7 @@ cdef extern from "workers/decoders/dbn.h" nogil:
         char venue[256][8]
 
     int dbn_run(dbn_state *state)
-    bint dbn_set(dbn_state *state, uint32_t number, uint32_t id, int64_t from_ns, int64_t until_ns)
+    bint dbn_set(dbn_state *state, uint32_t number, uint32_t id, int64_t from_ns, int64_t last_ns)
     void dbn_free(dbn_state *state)
     uint32_t le32(const uint8_t *p)
 
@@ -75,7 +75,7 @@ class DbnSymbols:
                 if not str(number).isdigit() or not name:
                     continue
                 self._intervals.setdefault(int(number), []).append(
-                    (_midnight_ns(interval["start_date"]), _midnight_ns(interval["end_date"]), name)
+                    (_midnight_ns(interval["start_date"]), _midnight_ns(interval["end_date"]) - 1, name)
                 )
 
     def set(self, number, symbol):
@@ -83,19 +83,21 @@ class DbnSymbols:
         self._intervals[number] = [(*ALWAYS, symbol)]
 
     def find(self, number, at_ns):
-        """(symbol, from_ns, until_ns) that holds at that time; a number that nobody mapped is called `id-NUMBER`."""
+        """(symbol, first_ns, last_ns) that holds at that time; a number that nobody mapped is called `id-NUMBER`."""
         intervals = self._intervals.get(number, ())
-        for from_ns, until_ns, symbol in intervals:
-            if from_ns <= at_ns < until_ns:
-                return symbol, from_ns, until_ns
+        for from_ns, last_ns, symbol in intervals:
+            if from_ns <= at_ns <= last_ns:
+                return symbol, from_ns, last_ns
         if intervals:  # outside every interval: the nearest is right far more often than none
             _, _, symbol = min(intervals, key=lambda one: min(abs(one[0] - at_ns), abs(one[1] - at_ns)))
-            return symbol, at_ns, at_ns + 1
+            return symbol, at_ns, at_ns
         return f"id-{number}", *ALWAYS
 
 
 def _midnight_ns(day):
-    return int(datetime(day.year, day.month, day.day, tzinfo=timezone.utc).timestamp()) * 1_000_000_000
+    """Of a date in UTC, kept within what int64 ns can say."""
+    seconds = int(datetime(day.year, day.month, day.day, tzinfo=timezone.utc).timestamp())
+    return max(FIRST_NS + 1, min(LAST_NS, seconds * 1_000_000_000))
 
 
 cdef class DbnReader:
@@ -224,11 +226,11 @@ cdef class DbnDecoder(NativeDecoder):
         if stop == TK_MAPPING:
             return self._mapping()
         number = self.state.missed
-        symbol, from_ns, until_ns = self.symbols.find(number, self.state.missed_ns)
+        symbol, from_ns, last_ns = self.symbols.find(number, self.state.missed_ns)
         cdef uint32_t found = self.resolve(symbol)
         if found == TK_REFUSED:  # longer than a symbol may be, or with signs it may not have
             found = self.resolve(f"id-{number}")
-        if not dbn_set(&self.state, number, found, from_ns, until_ns):
+        if not dbn_set(&self.state, number, found, from_ns, last_ns):
             raise MemoryError("instrument table of a DBN decoder")
         return 0
 

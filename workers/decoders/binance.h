@@ -145,6 +145,7 @@ static inline const uint8_t *json_object(struct binance *s, const uint8_t *p, co
         const uint8_t *key = p;
         if (!(p = json_string(p, end))) return NULL;
         size_t key_size = (size_t)(p - key);
+        if (key_size == 6 && !memcmp(key, "stream", 6)) return NULL;  /* a wrapper of another order */
         unsigned slot = KEYS;
         if (key_size == 1 && ((key[0] | 0x20) >= 'a' && (key[0] | 0x20) <= 'z')) slot = (unsigned)KEY(key[0]);
         else if (key_size == 2 && key[0] == 'p' && key[1] == 'u') slot = KEY_PU;

@@ -1,7 +1,7 @@
 """Binance's messages as msgspec structs: the slow path of `_binance`, and the shapes that both paths agree on.
 
-Layouts: Binance "WebSocket Streams" and "General API Information" (spot), "Websocket Market Streams" (USD-M futures). Keys
-that are not named here are ignored, as the venue asks of its clients. No logic but `interval_seconds`.
+Layouts: Binance "WebSocket Streams" and "General API Information" (spot), "Websocket Market Streams" (USD-M futures).
+Keys that are not named here are ignored, as the venue asks of its clients. No logic but `interval_seconds`.
 """
 
 from __future__ import annotations
@@ -12,17 +12,18 @@ import msgspec
 
 # Identifiers and times: what both the kernel and msgspec can hold; a longer number is refused.
 Whole = Annotated[int, msgspec.Meta(ge=0, lt=10**18)]
+_ABSENT: Final = msgspec.Raw(b"")
 
 
 class Envelope(msgspec.Struct):
-    """Enough of any message to tell what it is."""
+    """Enough of any message to tell what it is; a key that is absent is an empty Raw."""
 
     stream: str | None = None
-    data: msgspec.Raw | None = None
+    data: msgspec.Raw = _ABSENT
     e: str | None = None
-    B: msgspec.Raw | None = None
-    lastUpdateId: msgspec.Raw | None = None  # noqa: N815 -- the venue's name
-    id: msgspec.Raw | None = None
+    B: msgspec.Raw = _ABSENT
+    lastUpdateId: msgspec.Raw = _ABSENT  # noqa: N815 -- the venue's name
+    id: msgspec.Raw = _ABSENT
 
 
 class Trade(msgspec.Struct):

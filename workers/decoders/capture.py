@@ -3,8 +3,8 @@
     CaptureFile -> container -> decoder -> RECORD arrays
     (unpacks)      (frames)     (records)
 
-The format is found by content, never by name (`detect`); options help where content cannot tell. Original times are kept,
-records are flagged REPLAYED. Reads the file piece by piece; never paces, publishes or reads a clock.
+The format is found by content, never by name (`detect`); options help where content cannot tell. Original times are
+kept, records are flagged REPLAYED. Reads the file piece by piece; never paces, publishes or reads a clock.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import numpy as np
 
 from shm.layout import RECORD, Flag, Source
 from workers.decoders.capture_file import CaptureFile
-from workers.decoders.protocol import Batch, Container, Counters, Decoder, FramingError, UnknownFormat
+from workers.decoders.protocol import Batch, Container, Counters, Decoder, FramingError, UnknownFormatError
 from workers.errors import SettingsError
 
 Intern = Callable[[str], int]
@@ -35,14 +35,14 @@ OPTIONS: Final = {
     "symbol": "whose a Binance depth snapshot is that names none; default: that of the message before it",
     "venue": "venue code of the records; default: the format's own",
 }
-_PCAP_MAGICS: Final = (b"\xd4\xc3\xb2\xa1", b"\xa1\xb2\xc3\xd4", b"\x4d\x3c\xb2\xa1", b"\xa1\xb2\x3c\x4d", b"\x0a\x0d\x0d\x0a")
+_PCAP_MAGICS: Final = tuple(map(bytes.fromhex, ("d4c3b2a1", "a1b2c3d4", "4d3cb2a1", "a1b23c4d", "0a0d0d0a")))
 _LINE: Final = re.compile(rb"\d{1,19} [\[{]")
 _ITCH_TYPES: Final = b"SRHYLVWKJhAFECXDUPQBINO"
 _PROBE_DATAGRAMS: Final = 4096
 
 
 def detect(head: bytes) -> str:
-    """Format of a stream that begins with `head`: one of FORMATS. UnknownFormat says what it looks like instead."""
+    """Format of a stream that begins with `head`: one of FORMATS. UnknownFormatError says what it is instead."""
     if head[:4] in _PCAP_MAGICS:
         return "pcap"
     if head[:3] == b"DBN":
@@ -54,14 +54,14 @@ def detect(head: bytes) -> str:
     if _looks_like_itch(head):
         return "itch"
     if len(head) >= 4 and head[1:4] == b"\x2a\x4d\x18" and 0x50 <= head[0] <= 0x5F:
-        raise UnknownFormat("legacy DBZ (DBN's forerunner): convert it with Databento's `dbn` tool first")
+        raise UnknownFormatError("legacy DBZ (DBN's forerunner): convert it with Databento's `dbn` tool first")
     if not head:
-        raise UnknownFormat("the file is empty")
-    raise UnknownFormat(f"no known capture begins with {head[:16]!r}; the option `format` may be one of {', '.join(FORMATS)}")
+        raise UnknownFormatError("the file is empty")
+    raise UnknownFormatError(f"no known capture begins with {head[:16]!r}; the option `format` names one of {FORMATS}")
 
 
 def _looks_like_itch(head: bytes) -> bool:
-    """2-byte lengths, each right for the ITCH 5.0 type that follows it, as far as the head goes (at most 16 messages)."""
+    """2-byte lengths, each right for the ITCH 5.0 type that follows it, as far as the head goes (16 at most)."""
     from workers.decoders._itch import message_length
 
     at = seen = 0
@@ -248,7 +248,9 @@ class Capture:
             raise self._failure
         else:
             where = f" to ports {sorted(ports)[:8]}" if ports else ""
-            raise UnknownFormat(f"packet capture: {seen} UDP datagrams{where}, none of IEX-TP or MoldUDP64 with ITCH 5.0")
+            raise UnknownFormatError(
+                f"packet capture: {seen} UDP datagrams{where}, none of IEX-TP or MoldUDP64/ITCH 5.0"
+            )
         self._protocol = protocol
 
     def _begin_messages(self, sample: bytes, stamp: dict[str, Any]) -> None:
@@ -261,7 +263,7 @@ class Capture:
 
             self._decoder = BinanceDecoder(self._remember, symbol=self._options.get("symbol"), **stamp)
         else:
-            raise UnknownFormat(f"lines of JSON from a venue without a decoder: {sample[:80]!r}")
+            raise UnknownFormatError(f"lines of JSON from a venue without a decoder: {sample[:80]!r}")
 
     def _begin_jsonl(self, stamp: dict[str, Any]) -> None:
         exchange = ""
@@ -282,7 +284,9 @@ class Capture:
 
             self._decoder = CoinbaseDecoder(self._remember, **stamp)
         else:
-            raise UnknownFormat(f"WebSocket capture of {exchange or 'an exchange that its header does not name'}: no decoder")
+            raise UnknownFormatError(
+                f"WebSocket capture of {exchange or 'an exchange without a name'}: no decoder for it"
+            )
 
     @property
     def container(self) -> Container:
@@ -372,7 +376,7 @@ def open_capture(
 ) -> Capture:
     """Opens a capture file; `intern(symbol) -> instrument id`; `options`: see OPTIONS.
 
-    Raises OSError, SettingsError for an option that cannot be, UnknownFormat for content without a decoder, and
+    Raises OSError, SettingsError for an option that cannot be, UnknownFormatError for content without a decoder, and
     FramingError if the file is damaged before its first message.
     """
     return Capture(path, intern, options or {}, feed_id)

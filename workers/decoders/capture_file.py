@@ -1,7 +1,7 @@
 """A capture file as a stream of plain bytes: gzip and zstd are recognised by content and unpacked piece by piece.
 
-Used by `capture` alone. Memory stays at a few pieces whatever the file's size; several gzip members or zstd frames one after
-the other are one stream.
+Used by `capture` alone. Memory stays at a few pieces whatever the file's size; several gzip members or zstd frames
+one after the other are one stream.
 """
 
 from __future__ import annotations

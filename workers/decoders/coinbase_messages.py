@@ -19,7 +19,7 @@ class Envelope(msgspec.Struct):
     channel: str = ""
     timestamp: str = ""
     sequence_num: Whole | None = None
-    events: msgspec.Raw | None = None
+    events: msgspec.Raw = msgspec.Raw(b"")
 
 
 class Trade(msgspec.Struct):

@@ -38,7 +38,7 @@ _Static_assert(sizeof(struct dbn_level) == 32, "BidAskPair");
 struct dbn_instrument {
     uint32_t number;          /* DBN instrument_id */
     uint32_t id;              /* ours */
-    int64_t from_ns, until_ns; /* while `id` is right, by the record's index time */
+    int64_t from_ns, last_ns; /* while `id` is right, by the record's index time; both included */
     struct dbn_level *levels; /* the last mbp-10 state; NULL = none yet */
     uint32_t used;
 };
@@ -63,8 +63,8 @@ static inline struct dbn_instrument *dbn_find(struct dbn *s, uint32_t number) {
     return NULL;
 }
 
-/* Sets the id of an instrument for index times in [from, until). Returns 0 without memory. */
-static int dbn_set(struct dbn *s, uint32_t number, uint32_t id, int64_t from_ns, int64_t until_ns) {
+/* Sets the id of an instrument for index times from..last. Returns 0 without memory. */
+static int dbn_set(struct dbn *s, uint32_t number, uint32_t id, int64_t from_ns, int64_t last_ns) {
     struct dbn_instrument *found = dbn_find(s, number);
     if (!found) {
         if (!s->instrument || (s->count + 1) * 2 > s->mask + 1) {
@@ -93,7 +93,7 @@ static int dbn_set(struct dbn *s, uint32_t number, uint32_t id, int64_t from_ns,
     found->number = number;
     found->id = id;
     found->from_ns = from_ns;
-    found->until_ns = until_ns;
+    found->last_ns = last_ns;
     found->used = 1;
     return 1;
 }
@@ -280,7 +280,7 @@ static inline enum tk_stop dbn_message(struct dbn *s, const uint8_t *m, size_t s
     }
     struct dbn_instrument *instrument = dbn_find(s, le32(m + 4));
     int64_t index_ns = bar ? event.ts_event : event.ts_receive;
-    if (!instrument || index_ns < instrument->from_ns || index_ns >= instrument->until_ns) {
+    if (!instrument || index_ns < instrument->from_ns || index_ns > instrument->last_ns) {
         s->missed = le32(m + 4);
         s->missed_ns = index_ns;
         return TK_MISS;

@@ -1,4 +1,4 @@
-"""The `.jsonl` capture of WebSocket sessions -> text frames: lines {"t": "header" | "http" | "connect" | "send" | "recv", ...}.
+"""The `.jsonl` capture of WebSocket sessions -> text frames; `t` of a line: header, http, connect, send or recv.
 
 A container (`workers.decoders.protocol`) used by `capture`: reads no file. `recv.data` is a text message, `ts` its
 receive time in seconds; `conn` names the connection. Of the http answers only Binance depth snapshots become frames, in

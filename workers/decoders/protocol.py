@@ -9,7 +9,7 @@ here does I/O or reads a clock; a decoder holds one stream's state and is used b
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Final, NamedTuple, Protocol
+from typing import Final, NamedTuple, Protocol
 
 import numpy as np
 
@@ -33,7 +33,7 @@ class FramingError(DecodeError):
         self.problem = problem
 
 
-class UnknownFormat(DecodeError):
+class UnknownFormatError(DecodeError):
     """No decoder for this content; the message says what was recognised and which option would help."""
 
 
@@ -88,7 +88,7 @@ class Container(Protocol):
 
 
 class Decoder(Protocol):
-    """Turns frames into records. Never raises on what the wire brings: malformed messages are counted and passed over."""
+    """Turns frames into records. Never raises on what the wire brings: malformed messages are counted."""
 
     @property
     def counters(self) -> Counters:
@@ -122,8 +122,3 @@ def many_frames(messages: list[bytes], ts_receive: list[int]) -> Batch:
 def clean_symbol(text: str) -> str:
     """The symbol as the engine writes it: runs of white space inside become one underscore."""
     return "_".join(text.split())
-
-
-def count_names(names: Any, values: Any) -> dict[str, int]:
-    """{name: value} of the values that are not zero."""
-    return {name: int(value) for name, value in zip(names, values, strict=False) if value}

@@ -1,0 +1,3 @@
+from workers.decoders._decoder import NativeDecoder
+
+class IexDecoder(NativeDecoder): ...
