@@ -1,0 +1,169 @@
+"""The C kernels read and write only what they may: run under the address and undefined-behaviour sanitizers on damage.
+
+The kernels are plain C, so they compile without Python; each frame stands in an allocation of exactly its size, which a
+read of one byte too many leaves.
+"""
+
+from __future__ import annotations
+
+import gzip
+import random
+import shutil
+import struct
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+
+HARNESS = r"""
+#include <stdio.h>
+#include "workers/decoders/binance.h"
+#include "workers/decoders/dbn.h"
+#include "workers/decoders/iex.h"
+#include "workers/decoders/itch.h"
+#include "workers/decoders/packets.h"
+
+static struct tk_record out[7];
+static struct tk_counts counts;
+
+/* What the Cython shells answer, in short: every symbol is new and known. */
+#define DECODE(STATE, RUN, ON_STOP)                                              \
+    for (int stop = TK_FULL; stop != TK_DONE;) {                                 \
+        (STATE)->sink.out = out, (STATE)->sink.count = 0, (STATE)->sink.capacity = 1 + size % 7; \
+        sink_drain(&(STATE)->sink);                                              \
+        if (sink_full(&(STATE)->sink)) continue;                                 \
+        stop = RUN(STATE);                                                       \
+        if (stop != TK_DONE && stop != TK_FULL) { ON_STOP; }                     \
+    }                                                                            \
+    while ((STATE)->sink.spare_count) {                                          \
+        (STATE)->sink.count = 0;                                                 \
+        sink_drain(&(STATE)->sink);                                              \
+    }
+#define SKIP(STATE) (STATE)->frames.index++, (STATE)->frames.at = 0, (STATE)->frames.begun = 0
+
+int main(void) {
+    struct iex *iex = calloc(1, sizeof *iex);
+    struct itch *itch = calloc(1, sizeof *itch);
+    struct dbn *dbn = calloc(1, sizeof *dbn);
+    struct binance *binance = calloc(1, sizeof *binance);
+    iex->sink.counts = itch->sink.counts = dbn->sink.counts = binance->sink.counts = &counts;
+    itch->orders.limit = dbn->orders.limit = 1000;
+    binance->native = 1;
+    memset(itch->locate, 0xFE, sizeof itch->locate);
+    unsigned char kind;
+    unsigned int size;
+    unsigned long cases = 0;
+    while (fread(&kind, 1, 1, stdin) == 1 && fread(&size, 4, 1, stdin) == 1) {
+        uint8_t *data = malloc(size ? size : 1);
+        if (fread(data, 1, size, stdin) != size) return 2;
+        struct tk_frame frame = {0, size, 0, 0, (int64_t)(cases * 3600000000000)};
+        struct tk_frames frames = {data, size, &frame, 1, 0, 0, 0};
+        cases++;
+        if (kind == 'I') {
+            iex->frames = frames;
+            DECODE(iex, iex_run, symbols_add(&iex->symbols, iex->symbols.missed, 1))
+        } else if (kind == 'M' || kind == 'L') {
+            itch->frames = frames;
+            itch->packets = kind == 'M';
+            itch->fixed_day = 1;
+            DECODE(itch, itch_run, symbols_add(&itch->symbols, itch->symbols.missed, 1))
+        } else if (kind == 'D') {
+            dbn->frames = frames;
+            DECODE(dbn, dbn_run, if (stop == TK_MAPPING) dbn->frames.at += (size_t)data[dbn->frames.at] * 4;
+                   else dbn_set(dbn, dbn->missed, 1, INT64_MIN, INT64_MAX))
+        } else if (kind == 'B') {
+            binance->frames = frames;
+            DECODE(binance, binance_run, if (stop == TK_SLOW) SKIP(binance);
+                   else symbols_add(&binance->symbols, binance->symbols.missed, 1))
+        } else if (kind == 'P') {
+            struct packets *packets = calloc(1, sizeof *packets);
+            struct tk_frame *found = malloc(4 * sizeof *found);
+            size_t at = 0, count, consumed;
+            int stop;
+            do {
+                stop = packets_run(packets, data + at, size - at, found, 4, &count, &consumed);
+                for (size_t i = 0; i < count; i++)
+                    if (found[i].offset > size - at || found[i].size > size - at - found[i].offset) return 3;
+                at += consumed;
+            } while (stop == PACKETS_ROOM);
+            free(found);
+            free(packets);
+        }
+        free(data);
+    }
+    uint64_t records = 0;
+    for (int i = 0; i < 8; i++) records += counts.records[i];
+    printf("%lu cases %llu records\n", cases, (unsigned long long)records);
+    return 0;
+}
+"""
+
+
+def damaged(rng: random.Random, data: bytes) -> bytes:
+    text = bytearray(data[: rng.randrange(len(data) + 1)] if rng.random() < 0.3 else data)
+    for _ in range(rng.choice((0, 1, 2, 10))):
+        if text:
+            text[rng.randrange(len(text))] = rng.choice((0, 1, 0x7F, 0x80, 0xFF, rng.randrange(256)))
+    return bytes(text)
+
+
+def payloads(capture: bytes, at: int = 42) -> list[bytes]:
+    """UDP payloads of a classic little-endian Ethernet capture without options."""
+    found, offset = [], 24
+    while offset + 16 <= len(capture):
+        (length,) = struct.unpack_from("<I", capture, offset + 8)
+        found.append(capture[offset + 16 + at : offset + 16 + length])
+        offset += 16 + length
+    return found
+
+
+def test_kernels_stay_in_bounds_on_damaged_input(samples: Path, tmp_path: Path) -> None:
+    compiler = shutil.which("gcc") or shutil.which("clang")
+    if compiler is None:
+        pytest.skip("no C compiler here")
+    zstandard = pytest.importorskip("zstandard")
+    source, binary = tmp_path / "bounds.c", tmp_path / "bounds"
+    source.write_text(HARNESS)
+    command = [compiler, "-std=gnu11", "-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+    command += ["-Wno-unused-function", f"-I{ROOT}", str(source), "-o", str(binary), "-lm", "-lrt"]
+    built = subprocess.run(command, capture_output=True, text=True, check=False)
+    if "cannot find -l" in built.stderr and "san" in built.stderr:
+        pytest.skip("the compiler has no sanitizers here")
+    assert built.returncode == 0, built.stderr
+
+    itch = samples / "pcap/Nasdaq/Nasdaq.Equities.TotalView.Itch.v5.0"
+    dbn = [
+        zstandard.ZstdDecompressor().stream_reader(path.open("rb"), read_across_frames=True).read()
+        for folder in ("GLBX.MDP3", "LIVE", "XNAS.ITCH")
+        for path in sorted((samples / "dbn/databento-python" / folder).glob("*.zst"))
+    ]
+    lines = gzip.decompress((samples / "websocket/spot_btcusdt_20240808.gz").read_bytes()).splitlines()[:400]
+    iex = gzip.decompress((samples / "iex/TOPS16.pcapng.gz").read_bytes())
+    seeds: list[tuple[bytes, bytes]] = [
+        (b"I", payload) for payload in payloads(iex[:400_000])[::7] if len(payload) > 40
+    ]
+    seeds += [(b"M", payload) for path in sorted(itch.glob("*.pcap")) for payload in payloads(path.read_bytes())]
+    seeds += [(b"L", payload[20:]) for kind, payload in seeds if kind == b"M"]
+    seeds += [(b"D", data[8 + int.from_bytes(data[4:8], "little") :]) for data in dbn]
+    seeds += [(b"B", line.split(b" ", 1)[1]) for line in lines if len(line) < 3000]
+    seeds += [(b"P", path.read_bytes()) for path in sorted((samples / "pcap").rglob("*.pcap"))]
+    seeds += [(b"P", iex[:3000])]
+    rng = random.Random(1)
+    cases = []
+    for _ in range(6000):
+        kind, data = rng.choice(seeds)
+        broken = damaged(rng, data)
+        cases.append(kind + struct.pack("<I", len(broken)) + broken)
+    ran = subprocess.run(
+        [str(binary)],
+        input=b"".join(cases),
+        env={"ASAN_OPTIONS": "detect_leaks=0"},  # the harness leaves its tables to the end of the process
+        capture_output=True,
+        timeout=100,
+        check=False,
+    )
+    assert ran.returncode == 0, ran.stderr.decode(errors="replace")[-3000:]
+    assert ran.stdout.startswith(b"6000 cases")
+    assert int(ran.stdout.split()[2]) > 1000
