@@ -409,3 +409,30 @@ def test_numbers_of_shards_that_do_not_fit_the_table_are_refused(make_stage: Mak
     TopicTable.create(engine_name, shards=3).close()
     with pytest.raises(AssertionError, match="ended with 3"):
         stage.start()
+
+
+def test_port_that_is_taken_ends_the_worker_with_a_message(
+    make_stage: MakeStage, context: zmq.Context[zmq.Socket[bytes]], capfd: pytest.CaptureFixture[str]
+) -> None:
+    stage = make_stage()
+    holder = context.socket(zmq.REP)
+    stage.ports["json"] = holder.bind_to_random_port("tcp://127.0.0.1")
+
+    with pytest.raises(AssertionError, match="ended with 1"):
+        stage.start()
+
+    assert f"can not listen on tcp://127.0.0.1:{stage.ports['json']}: Address already in use" in capfd.readouterr().err
+    holder.close()
+
+
+def test_subscriber_that_is_slow_for_a_while_loses_nothing_in_a_reliable_replay(make_stage: MakeStage) -> None:
+    """`reliable`: with all queues full, fan-out waits for its subscriber, and the records wait in the ring."""
+    stage = make_stage()
+    stage.start(reliable=True, send_hwm=10)
+    with Subscriber(f"tcp://127.0.0.1:{stage.ports['raw']}", ["marketdata.batch"], receive_hwm=10) as subscriber:
+        stage.wait_counter("subscriptions", 1)
+        for _ in range(5):
+            stage.writer.publish_batch(ticks(np.arange(60_000) % 5))
+            take_records(subscriber, 60_000)
+
+    assert (subscriber.gap_count, stage.counter("messages_dropped"), stage.counter("records_lost")) == (0, 0, 0)
