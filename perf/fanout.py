@@ -222,7 +222,7 @@ def _subscribe(pipe: Pipe, port: int, topic: str, taken: Any, count: int) -> Non
             records = message.records
             got += len(records)
             messages += 1
-            if got - told > WINDOW // 16:
+            if got - told > WINDOW // 8:
                 taken.value = told = got
             if messages % 64 == 0:
                 right = records["price"] == 100.0 + (records["source_sequence"] - 1) / 64

@@ -64,9 +64,8 @@ def one_way_ns(count: int, pace_ns: int) -> np.ndarray:
         require(receiver.hear() == "ready", "the receiver did not start")
         publisher.update_connections()
         with quiet_collector():
-            due = time.perf_counter_ns()
             for number in range(count):
-                due += pace_ns
+                due = time.perf_counter_ns() + pace_ns
                 while time.perf_counter_ns() < due:
                     pass
                 payload.sequence = number + 1
