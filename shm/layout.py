@@ -112,6 +112,7 @@ class StatusCode(enum.IntEnum):
     LATENCY_ALERT = 6
     END_OF_REPLAY = 7
     WRITER_RESTARTED = 8
+    REJECTED = 9
 
 
 class Field(NamedTuple):

@@ -220,10 +220,8 @@ cdef class Router:
         self.out_view = memoryview(out)
         for code in range(256):
             self.topic_of_code[code] = STATUS
-        self.topic_of_code[0] = ERROR
         self.topic_of_code[int(StatusCode.LATENCY_ALERT)] = ALERT
-        if "REJECTED" in StatusCode.__members__:
-            self.topic_of_code[int(StatusCode["REJECTED"])] = ERROR
+        self.topic_of_code[int(StatusCode.REJECTED)] = ERROR
         self.redo()
 
     def __dealloc__(self):

@@ -15,7 +15,7 @@ import random
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final, cast
+from typing import Final
 
 import numpy as np
 
@@ -30,8 +30,6 @@ from workers.source import Source
 from workers.spec import FeedSpec, QualitySettings
 
 REPORT_EVERY_NS: Final = 10_000_000_000
-# Code of a status record that is an error report; the fan-out sends it to marketdata.error.
-ERROR_REPORT: Final = 0
 
 log = logging.getLogger("feed")
 
@@ -50,10 +48,9 @@ class Publisher:
         self.bytes_received = status.counter("bytes_received")
         self.feed_latency = status.histogram("feed_latency")
 
-    def say(self, code: int, spec: FeedSpec, text: str, now_ns: int, *, count: int = 0) -> None:
+    def say(self, code: StatusCode, spec: FeedSpec, text: str, now_ns: int, *, count: int = 0) -> None:
         """Publish one status record about a feed; `text` is cut at 40 bytes."""
-        known = cast("StatusCode", code)  # ERROR_REPORT has no name in the table of codes
-        self.writer.publish(status_record(known, text=text, feed_id=spec.feed_id, ts_event=now_ns, to_sequence=count))
+        self.writer.publish(status_record(code, text=text, feed_id=spec.feed_id, ts_event=now_ns, to_sequence=count))
         self.records_published.add()
 
 
@@ -269,5 +266,5 @@ class Feed:
         self._rejected = rejected
         last = self._quality.last_rejected
         if now_ns >= self._next_report_ns and last is not None:
-            publisher.say(ERROR_REPORT, self.spec, f"{rejected} rejected: {last[0]}", now_ns, count=rejected)
+            publisher.say(StatusCode.REJECTED, self.spec, f"{rejected} rejected: {last[0]}", now_ns, count=rejected)
             self._next_report_ns = now_ns + REPORT_EVERY_NS

@@ -126,7 +126,8 @@ enum tk_status_code {
     TK_STATUS_OVERLOAD = 5,
     TK_STATUS_LATENCY_ALERT = 6,
     TK_STATUS_END_OF_REPLAY = 7,
-    TK_STATUS_WRITER_RESTARTED = 8
+    TK_STATUS_WRITER_RESTARTED = 8,
+    TK_STATUS_REJECTED = 9
 };
 
 struct tk_tick {
