@@ -19,6 +19,7 @@ of all counted rounds goes to perf/out/latency_native.svg and latency_python.svg
 
 from __future__ import annotations
 
+import resource
 import subprocess
 import tempfile
 import time
@@ -68,6 +69,7 @@ def _one_way(plan: Plan, name: str, ours: OneWay, target: Target) -> Row:
         taken[subject].append(taken_ns)
         return float(np.median(taken_ns))
 
+    preempted = _preemptions()
     with pinned(0):
         mine, theirs, limit = alternate(
             plan,
@@ -84,9 +86,15 @@ def _one_way(plan: Plan, name: str, ours: OneWay, target: Target) -> Row:
     note = (
         f"p99 {p99:.0f}, p99.9 {p999:.0f}, worst {worst:,.0f} ns of {len(counted['tickengine']):,}; "
         f"runs {mine.spread('{:.0f}')}; a cache line takes {limit.median:.0f} ns, the clock {_limits_ns()[1]:.0f} ns; "
+        f"other processes took a core away {_preemptions() - preempted} times; "
         f"histogram perf/out/{plot.name}{clocks}"
     )
     return compare(name, "ns", mine, "iceoryx2 Python", theirs, target=target, note=note)
+
+
+def _preemptions() -> int:
+    """How often this process and those that it has ended lost their core to another one."""
+    return sum(resource.getrusage(who).ru_nivcsw for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
 
 
 def _write_paced(writer: RingWriter, count: int) -> None:
