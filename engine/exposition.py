@@ -194,6 +194,7 @@ class SampleCollector(Collector):
         records = CounterMetricFamily("marketdata_feed_records", "Records of the feed", labels=per_feed)
         gaps = CounterMetricFamily("marketdata_feed_gaps", "Holes in the venue's own numbering", labels=per_feed)
         active = GaugeMetricFamily("marketdata_feed_active", "1 if the feed delivers", labels=per_feed)
+        ended = GaugeMetricFamily("marketdata_feed_ended", "1 if the replay has come to its end", labels=per_feed)
         rate = GaugeMetricFamily("marketdata_feed_rate_per_second", "Records a second, lately", labels=per_feed)
         age = GaugeMetricFamily("marketdata_feed_age_seconds", "Time since the feed's last record", labels=per_feed)
         for feed_id, feed in self._feeds.items():
@@ -202,10 +203,11 @@ class SampleCollector(Collector):
             records.add_metric(labels, counts.records if counts else 0)
             gaps.add_metric(labels, counts.gaps if counts else 0)
             active.add_metric(labels, float(feed.active))
+            ended.add_metric(labels, float(counts.ended) if counts else 0.0)
             rate.add_metric(labels, feed.rate)
             if counts is not None and counts.last_update_ns:
                 age.add_metric(labels, max(0.0, (sample.now_ns - counts.last_update_ns) / 1e9))
-        yield from (records, gaps, active, rate, age)
+        yield from (records, gaps, active, ended, rate, age)
 
     def _hops(self) -> Iterator[Any]:
         hop = HistogramMetricFamily(
