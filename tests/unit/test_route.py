@@ -16,7 +16,7 @@ from workers.topics import ALERT, BATCH, ERROR, STATUS, TopicTable, topic_index
 from workers.wire import unpack_frame
 
 TURN = 512
-SPECIAL = {0: ERROR, int(StatusCode.LATENCY_ALERT): ALERT}
+SPECIAL = {int(StatusCode.REJECTED): ERROR, int(StatusCode.LATENCY_ALERT): ALERT}
 
 
 @pytest.fixture
@@ -32,7 +32,7 @@ def batch(rng: np.random.Generator, count: int, *, instruments: int = 20, first:
     records["record_type"] = rng.integers(1, 8, count)
     records["instrument_id"] = rng.integers(0, instruments, count)
     is_status = records["record_type"] == RecordType.STATUS
-    records["code"][is_status] = rng.integers(0, 9, count)[is_status]
+    records["code"][is_status] = rng.integers(0, 11, count)[is_status]
     records["price"][~is_status] = rng.random(count)[~is_status]
     return records
 
