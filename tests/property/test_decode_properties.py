@@ -48,11 +48,13 @@ DECIMALS = st.one_of(
 )
 
 
+@settings(deadline=None)
 @given(DECIMALS)
 def test_decimals_are_rounded_as_float_rounds_them(text: str) -> None:
     assert parse_decimal(text) == float(text)
 
 
+@settings(deadline=None)
 @given(st.text(alphabet="0123456789.eE+-_ nif", max_size=12))
 def test_what_is_no_plain_decimal_is_refused(text: str) -> None:
     import re

@@ -274,6 +274,20 @@ def test_feed_before_the_last_batch_is_done_with_is_refused() -> None:
     decoder.feed(*batch)
 
 
+def test_one_message_at_a_time_is_a_batch_of_one() -> None:
+    messages = [segment(1, iex_trade(1), iex_trade(2)), b"", segment(3, iex_trade(3))]
+    decoder, single = IexDecoder(Names()), IexDecoder(Names())
+    whole = drain(decoder, messages)
+    found = []
+    for message in messages:
+        single.feed_message(message, 10)
+        out = empty(1)
+        while single.decode(out):
+            found.append(out.tobytes())
+    assert b"".join(found) == whole.tobytes()
+    assert single.counters == decoder.counters
+
+
 def test_arrays_that_hold_no_records_are_refused() -> None:
     decoder = IexDecoder(Names())
     with pytest.raises(BadArgument):

@@ -128,9 +128,11 @@ cdef class NativeDecoder:
     cdef tk_sink *sink        # of the subclass's state; set once by it, with `frames`
     cdef tk_frames *frames
     cdef const uint8_t[::1] _data, _spans  # hold the batch that is being decoded
+    cdef tk_frame _one        # the frame of feed_message
     cdef object _intern
 
     cdef void attach(self, tk_sink *sink, tk_frames *frames)
+    cdef int _idle(self) except -1
     cdef int run(self) noexcept nogil
     cdef int stopped(self, int stop) except -1
     cdef uint32_t resolve(self, str symbol) except? 0xFFFFFFFF

@@ -77,8 +77,7 @@ cdef class NativeDecoder:
 
     def feed(self, buffer, frames):
         """Takes a batch: `frames` (dtype FRAME) are spans of `buffer`. Call decode() until it returns 0 before the next."""
-        if self.frames.index < self.frames.count or self.sink.spare_count:
-            raise RuntimeError("feed() before decode() has returned 0")
+        self._idle()
         if frames.dtype != FRAME:
             raise BadArgument(f"frames must have dtype FRAME, not {frames.dtype}")
         self._data = buffer
@@ -88,6 +87,25 @@ cdef class NativeDecoder:
         self.frames.frame = <const tk_frame *>&self._spans[0] if self._spans.shape[0] else NULL
         self.frames.count = self._spans.shape[0] // sizeof(tk_frame)
         self.frames.index = self.frames.at = self.frames.begun = 0
+
+    def feed_message(self, const uint8_t[::1] message not None, int64_t ts_receive, int port=0):
+        """Takes one datagram or text message as a live source has it: `feed` of a single frame, without an array for it."""
+        self._idle()
+        self._data = message
+        self._one.offset = 0
+        self._one.size = <uint32_t>message.shape[0]
+        self._one.port = <uint16_t>port
+        self._one.ts_receive = ts_receive
+        self.frames.data = &message[0] if message.shape[0] else NULL
+        self.frames.size = message.shape[0]
+        self.frames.frame = &self._one
+        self.frames.count = 1
+        self.frames.index = self.frames.at = self.frames.begun = 0
+
+    cdef int _idle(self) except -1:
+        if self.frames.index < self.frames.count or self.sink.spare_count:
+            raise RuntimeError("feed() before decode() has returned 0")
+        return 0
 
     def decode(self, out):
         """Fills `out` (dtype RECORD, C-contiguous) from its front; returns the count, 0 = every frame is done with."""

@@ -4,6 +4,7 @@
 from datetime import datetime, timedelta
 from zoneinfo import ZoneInfo
 
+from libc.stdint cimport INT64_MAX, INT64_MIN
 from libc.stdlib cimport free
 from workers.decoders._decoder cimport *
 
@@ -90,8 +91,8 @@ cdef class ItchDecoder(NativeDecoder):
         cdef int64_t ts_receive = self.state.frames.frame[self.state.frames.index].ts_receive
         if ts_receive < 31 * DAY_NS or ts_receive > LATEST_NS:  # no clock that could be believed
             self.state.midnight_ns = 0
-            self.state.day_from_ns = -0x7FFFFFFFFFFFFFFF - 1 if ts_receive < 31 * DAY_NS else LATEST_NS + 1
-            self.state.day_last_ns = 31 * DAY_NS - 1 if ts_receive < 31 * DAY_NS else 0x7FFFFFFFFFFFFFFF
+            self.state.day_from_ns = INT64_MIN if ts_receive < 31 * DAY_NS else LATEST_NS + 1
+            self.state.day_last_ns = 31 * DAY_NS - 1 if ts_receive < 31 * DAY_NS else INT64_MAX
             return 0
         day = datetime.fromtimestamp(ts_receive // 1_000_000_000, ZoneInfo("America/New_York")).date()
         self.state.midnight_ns = self.state.day_from_ns = midnight_ns(day)

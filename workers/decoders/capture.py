@@ -98,7 +98,7 @@ class Capture:
     def __init__(self, path: str | os.PathLike[str], intern: Intern, options: Mapping[str, Any], feed_id: int) -> None:
         self._options = _checked(options)
         self._symbols: dict[str, int] = {}
-        self._intern = intern
+        self._intern = _remembering(intern, self._symbols)
         self._feed_id = feed_id
         self._failure: FramingError | None = None
         self._truncated_bytes = 0
@@ -183,11 +183,6 @@ class Capture:
         stamp = {"source": int(Source.REPLAY), "feed_id": self._feed_id, "flags": int(Flag.REPLAYED)}
         return stamp if venue is None else {**stamp, "venue": str(venue).encode()}
 
-    def _remember(self, symbol: str) -> int:
-        number = self._intern(symbol)
-        self._symbols[symbol] = number
-        return number
-
     def _begin(self) -> None:
         """Chooses container and decoder; for packet captures that takes a look at the first datagrams."""
         from workers.decoders import _containers
@@ -197,12 +192,12 @@ class Capture:
             from workers.decoders._dbn import DbnDecoder, DbnReader
 
             self._container = DbnReader(fragment=self._layout == "dbn-fragment")
-            self._decoder = DbnDecoder(self._remember, self._container.symbols, **stamp)
+            self._decoder = DbnDecoder(self._intern, self._container.symbols, **stamp)
         elif self._layout == "itch":
             from workers.decoders._itch import ItchDecoder
 
             self._container = _containers.LengthReader()
-            self._decoder = ItchDecoder(self._remember, packets=False, session_date=self._options.get("date"), **stamp)
+            self._decoder = ItchDecoder(self._intern, packets=False, session_date=self._options.get("date"), **stamp)
         elif self._layout == "pcap":
             self._container = _containers.PacketReader(int(self._options.get("port", 0)))
             self._begin_packets(stamp)
@@ -239,11 +234,11 @@ class Capture:
         if protocol == "iex":
             from workers.decoders._iex import IexDecoder
 
-            self._decoder = IexDecoder(self._remember, **stamp)
+            self._decoder = IexDecoder(self._intern, **stamp)
         elif protocol == "itch":
             from workers.decoders._itch import ItchDecoder
 
-            self._decoder = ItchDecoder(self._remember, session_date=self._options.get("date"), **stamp)
+            self._decoder = ItchDecoder(self._intern, session_date=self._options.get("date"), **stamp)
         elif self._failure is not None and not seen:
             raise self._failure
         else:
@@ -257,11 +252,11 @@ class Capture:
         if b'"sequence_num":' in sample and b'"channel":' in sample:
             from workers.decoders._coinbase import CoinbaseDecoder
 
-            self._decoder = CoinbaseDecoder(self._remember, **stamp)
+            self._decoder = CoinbaseDecoder(self._intern, **stamp)
         elif b'"stream":"' in sample or b'"e":"' in sample or b'"lastUpdateId":' in sample:
             from workers.decoders._binance import BinanceDecoder
 
-            self._decoder = BinanceDecoder(self._remember, symbol=self._options.get("symbol"), **stamp)
+            self._decoder = BinanceDecoder(self._intern, symbol=self._options.get("symbol"), **stamp)
         else:
             raise UnknownFormatError(f"lines of JSON from a venue without a decoder: {sample[:80]!r}")
 
@@ -278,11 +273,11 @@ class Capture:
         if exchange.startswith("BINANCE"):
             from workers.decoders._binance import BinanceDecoder
 
-            self._decoder = BinanceDecoder(self._remember, symbol=self._options.get("symbol"), **stamp)
+            self._decoder = BinanceDecoder(self._intern, symbol=self._options.get("symbol"), **stamp)
         elif exchange.startswith("COINBASE"):
             from workers.decoders._coinbase import CoinbaseDecoder
 
-            self._decoder = CoinbaseDecoder(self._remember, **stamp)
+            self._decoder = CoinbaseDecoder(self._intern, **stamp)
         else:
             raise UnknownFormatError(
                 f"WebSocket capture of {exchange or 'an exchange without a name'}: no decoder for it"
@@ -394,6 +389,16 @@ def describe_capture(path: str | os.PathLike[str], *, options: Mapping[str, Any]
         except FramingError as problem:
             error = str(problem)
         return {**capture.describe(), "error": error}
+
+
+def _remembering(intern: Intern, symbols: dict[str, int]) -> Intern:
+    """`intern` that keeps what it was asked for. Not a method: a decoder that held its capture would be a cycle."""
+
+    def remember(symbol: str) -> int:
+        number = symbols[symbol] = intern(symbol)
+        return number
+
+    return remember
 
 
 def _iso(time_ns: int) -> str:

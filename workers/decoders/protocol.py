@@ -97,6 +97,9 @@ class Decoder(Protocol):
     def feed(self, buffer: bytes, frames: np.ndarray) -> None:
         """Takes a batch. Only after decode() has returned 0; the buffer is kept until then."""
 
+    def feed_message(self, message: bytes, ts_receive: int, port: int = 0) -> None:
+        """Takes one datagram or text message, as a live source has it; otherwise like `feed`."""
+
     def decode(self, out: np.ndarray) -> int:
         """Fills `out` (dtype RECORD) from its front and returns the count; 0 = every frame fed is done with."""
 
