@@ -1,8 +1,8 @@
 """Who may call the HTTP interface, and how often: the bearer token and the bound on requests.
 
 Rules: on loopback everything that only reads is open. Beyond loopback a token must be configured, or the engine does
-not listen at all; every call but /live, /ready and the page's empty frame needs it. The token is read once at start, from a
-file, a systemd credential or the environment; it never appears in logs, answers or errors.
+not listen at all; every call but /live, /ready and the page's empty frame needs it. The token is read once at start,
+from a file, a systemd credential or the environment; it never appears in logs, answers or errors.
 """
 
 from __future__ import annotations

@@ -21,10 +21,10 @@ from engine.access import Gate, read_token
 from engine.commands import CommandChannel
 from engine.config import is_loopback
 from engine.console import Console
-from engine.errors import EXIT_CLEAN, EXIT_INTERRUPTED
+from engine.errors import EXIT_CLEAN, EXIT_INTERRUPTED, ConfigError
 from engine.notify import Notifier
 from engine.observer import Observer
-from engine.plan import Plan, make_plan, runtime_dir
+from engine.plan import Plan, make_plan, missing_files, runtime_dir
 from engine.segments import Segments, make_runtime_dir
 from engine.server import HttpServer, bind, check_free
 from engine.settings import Config
@@ -52,6 +52,11 @@ class Control:
         self._token = read_token(config, env)
         folder = runtime_dir(env, config.engine.name)
         self._plan: Plan = make_plan(config, folder)
+        missing = missing_files(self._plan)
+        if missing:
+            raise ConfigError(
+                f"replay file {missing[0]} does not exist" + f", and {len(missing) - 1} more" * (len(missing) > 1)
+            )
         make_runtime_dir(folder, shared=config.rings.mode != "0600")
         self._segments: Segments | None = None
         self._supervisor: Supervisor | None = None

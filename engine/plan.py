@@ -1,6 +1,7 @@
 """From configuration to processes: which workers run, with which settings, on which rings.
 
-Pure: `make_plan` is called by the supervisor at start and by tests; it starts and opens nothing. The mapping is
+`make_plan` is pure; it is called by the control process at start and by tests, and starts and opens nothing. The
+mapping is
 
     ring 0   control process      status records of the engine, HTTP ingest
     ring 1   cache                bars
@@ -10,7 +11,6 @@ Pure: `make_plan` is called by the supervisor at start and by tests; it starts a
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -194,6 +194,12 @@ def make_plan(config: Config, ipc_dir: Path) -> Plan:
     )
 
 
+def missing_files(plan: Plan) -> list[str]:
+    """Files that replays name and that are not there; the only look at the file system of this module."""
+    named = [str(file) for feed in plan.feeds if feed.source == "replay" for file in feed.options.get("files", ())]
+    return [file for file in named if not Path(file).is_file()]
+
+
 def http_url(host: str, port: int) -> str:
     """What to type into a browser on this host."""
     shown = {"0.0.0.0": "127.0.0.1", "::": "[::1]", "::1": "[::1]"}.get(host, host)
@@ -210,12 +216,12 @@ def _feed_specs(config: Config) -> tuple[FeedSpec, ...]:
             "seed": config.simulate.seed,
         }
         sections.append(FeedSection(name=_unused("simulated", taken), source="simulated", options=options))
-    for file in config.replay.files:
-        path = Path(file).expanduser()
-        name = _unused(re.split(r"\.", path.name)[0][:56] or "replay", taken)
+    if config.replay.files:
+        files = [str(Path(file).expanduser().absolute()) for file in config.replay.files]
+        first = Path(files[0]).name.split(".")[0][:56] if len(files) == 1 else ""
         speed: Any = config.replay.speed if config.replay.speed == "max" else float(config.replay.speed)
-        options = {"files": [str(path.absolute())], "speed": speed, "loop": config.replay.loop}
-        sections.append(FeedSection(name=name, source="replay", options=options))
+        options = {"files": files, "speed": speed, "loop": config.replay.loop}
+        sections.append(FeedSection(name=_unused(first or "replay", taken), source="replay", options=options))
     return tuple(
         FeedSpec(
             feed_id=number,

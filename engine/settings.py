@@ -242,7 +242,8 @@ class ReplaySection(Struct, frozen=True, kw_only=True):
     """Captured data played back; what `--replay`, `--speed` and `--loop` set."""
 
     files: Annotated[
-        tuple[str, ...], Meta(max_length=1024, description="captures, one feed each; the format is recognised")
+        tuple[str, ...],
+        Meta(max_length=1024, description="captures, played one after the other; the format is recognised"),
     ] = ()
     speed: Annotated[
         str,

@@ -206,3 +206,38 @@ def test_the_idle_engine_says_that_nothing_will_come(engine_name: str, tmp_path:
         assert "no feed is configured" in " ".join(check["why"] for check in answer["checks"])
         assert set(engine.pids()) == {"control", "cache", "fanout-0"}
         assert engine.stop() == 0
+
+
+def test_a_replay_that_is_done_ends_the_engine_if_asked_to(engine_name: str, tmp_path: Path, samples: Path) -> None:
+    pytest.importorskip("databento_dbn")
+    capture = next((samples / "dbn" / "es-futures").glob("*trades*"))
+    options = ("--replay", str(capture), "--speed", "max", "--exit-when-done")
+    with EngineProcess(engine_name, tmp_path, *options) as engine:
+        assert engine.process.wait(timeout=60) == 0, engine.output
+        assert "every replay has ended" in engine.output
+    assert list_segments(engine_name) == []
+
+
+def test_a_replay_that_is_done_keeps_being_served(engine_name: str, tmp_path: Path, samples: Path) -> None:
+    pytest.importorskip("databento_dbn")
+    capture = next((samples / "dbn" / "es-futures").glob("*trades*"))
+    with EngineProcess(engine_name, tmp_path, "--replay", str(capture), "--speed", "max") as engine:
+        engine.wait_ready()
+        wait_for("the end", lambda: engine.json("/feeds")["feeds"][0]["state"] == "ended")
+        answer = engine.json("/health")
+        assert answer["status"] == "healthy"
+        assert "ended" in " ".join(check["why"] for check in answer["checks"])
+        assert (
+            sum(
+                engine.json(f"/data/{name}?data_type=trade&limit=1000")["count"]
+                for name in engine.json("/symbols")["symbols"]
+            )
+            == 120
+        )
+        assert engine.stop() == 0
+
+
+def test_a_replay_of_a_missing_file_ends_with_status_2(engine_name: str, tmp_path: Path) -> None:
+    with EngineProcess(engine_name, tmp_path, "--replay", str(tmp_path / "nothing.dbn")) as engine:
+        assert engine.process.wait(timeout=60) == 2
+        assert "nothing.dbn does not exist" in engine.output

@@ -5,6 +5,7 @@ from __future__ import annotations
 from itertools import pairwise
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from engine.config import load
@@ -12,6 +13,7 @@ from engine.errors import ConfigError
 from engine.lifecycle import TRANSITIONS, Action, Event, Life, Limits, Phase, backoff_s
 from engine.plan import make_plan, runtime_dir
 from engine.process import LINES_PER_SECOND, MAX_LINE_BYTES, LineBuffer, worker_environment
+from engine.settings import FeedSection
 from engine.supervisor import end_in_words
 from workers.spec import MODULES, FanoutSettings, IngestSettings, decode, encode
 
@@ -141,6 +143,7 @@ def test_the_plan_gives_each_worker_its_ring_and_consumers_all_rings(tmp_path: P
         {},
         {"workers.ingest": 3, "workers.fanout": 2, "replay.files": ["a.dbn", "b.dbn"], "simulate.enabled": True},
     )
+    config = msgspec.structs.replace(config, feeds=(FeedSection(name="f", source="simulated"),))
     plan = make_plan(config, tmp_path)
     assert [worker.label for worker in plan.workers] == [
         "cache",
@@ -165,6 +168,8 @@ def test_the_plan_gives_each_worker_its_ring_and_consumers_all_rings(tmp_path: P
     assert plan.endpoints["raw"] == ("tcp://127.0.0.1:8801", "tcp://127.0.0.1:8802")
     hosted = [feed.feed_id for w in plan.workers if isinstance(w.settings, IngestSettings) for feed in w.settings.feeds]
     assert sorted(hosted) == [1, 2, 3]
+    replay = next(feed for feed in plan.feeds if feed.source == "replay")
+    assert [Path(file).name for file in replay.options["files"]] == ["a.dbn", "b.dbn"]
     for worker in plan.workers:
         assert worker.role in MODULES
         assert decode(encode(worker.settings), type(worker.settings)) == worker.settings
