@@ -187,12 +187,12 @@ class Fanout:
             self._resolve(router.unresolved())
         frames = router.route(ring, cursor)
         publish_ns = router.publish_ns
-        self._ring_latency.record(read_ns - publish_ns)
-        self._records_read.add(count)
         if frames and self._raw is not None:
             self._raw.send_frames(router.frames(), self._names)
-            self._records_sent.add(router.frame_records_total)
             self._send_latency.record(time.time_ns() - publish_ns)
+            self._records_sent.add(router.frame_records_total)
+        self._ring_latency.record(read_ns - publish_ns)
+        self._records_read.add(count)
         listed = router.encode_list()
         if listed:
             self._encode(listed, ring, self._records_view)
