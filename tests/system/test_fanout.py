@@ -198,14 +198,18 @@ def test_status_records_go_to_the_topics_of_their_code(make_stage: MakeStage) ->
     stage.start()
     records = empty(3)
     records["record_type"], records["instrument_id"] = RecordType.STATUS, NO_INSTRUMENT
-    records["code"] = [StatusCode.FEED_UP, StatusCode.LATENCY_ALERT, 0]
+    records["code"] = [StatusCode.FEED_UP, StatusCode.LATENCY_ALERT, StatusCode.REJECTED]
     topics = ["marketdata.feed.status", "marketdata.latency.alert", "marketdata.error"]
     with Subscriber(f"tcp://127.0.0.1:{stage.ports['raw']}", topics) as subscriber:
         stage.wait_counter("subscriptions", 3)
         stage.writer.publish_batch(records)
         got = {m.topic: m.records["code"].tolist() for m in take_records(subscriber, 3)}
 
-    assert got == {topics[0]: [StatusCode.FEED_UP], topics[1]: [StatusCode.LATENCY_ALERT], topics[2]: [0]}
+    assert got == {
+        topics[0]: [StatusCode.FEED_UP],
+        topics[1]: [StatusCode.LATENCY_ALERT],
+        topics[2]: [StatusCode.REJECTED],
+    }
 
 
 def test_killed_fanout_sends_nothing_twice_and_its_losses_are_exact_holes(
