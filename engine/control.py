@@ -1,7 +1,7 @@
 """The control process from start to exit status: segments, workers, HTTP, signals, systemd.
 
 Called by engine/main.py. Order of start: check what can be wrong (ports, token, budget), take the engine's name (ring
-0), make the segments, spawn the workers, and only while these import load the HTTP libraries. Order of stop: ingest,
+0), spawn the workers, and while these import make the segments and load the HTTP libraries. Order of stop: ingest,
 readers, HTTP, segments; 2 s altogether. One event loop, in which nothing runs more often than five times a second.
 """
 
@@ -18,12 +18,10 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Final
 
 from engine.access import Gate, read_token
-from engine.commands import CommandChannel
 from engine.config import is_loopback
 from engine.console import Console
 from engine.errors import EXIT_CLEAN, EXIT_INTERRUPTED, ConfigError
 from engine.notify import Notifier
-from engine.observer import Observer
 from engine.plan import Plan, make_plan, missing_files, runtime_dir
 from engine.segments import Segments, make_runtime_dir
 from engine.server import HttpServer, bind, check_free
@@ -33,6 +31,9 @@ from shm.status import ProcessState
 
 if TYPE_CHECKING:
     from litestar import Litestar
+
+    from engine.commands import CommandChannel
+    from engine.observer import Observer
 
 TICK_S: Final = 1.0
 STATUS_EVERY_TICKS: Final = 10
@@ -59,6 +60,8 @@ class Control:
             )
         make_runtime_dir(folder, shared=config.rings.mode != "0600")
         self._segments: Segments | None = None
+        self._listener: socket.socket | None = None
+        self._opening: asyncio.Future[None] | None = None
         self._supervisor: Supervisor | None = None
         self._observer: Observer | None = None
         self._server: HttpServer | None = None
@@ -69,8 +72,8 @@ class Control:
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, self._on_signal, number)
         try:
-            self._segments, listener = self._claim()
-            starting = asyncio.create_task(self._start(self._segments, listener))
+            self._claim()
+            starting = asyncio.create_task(self._start())
             stopping = asyncio.create_task(self._stop_wanted.wait())
             await asyncio.wait([starting, stopping], return_when=asyncio.FIRST_COMPLETED)
             if starting.done():
@@ -82,42 +85,52 @@ class Control:
             interrupted = await self._shut_down()
         return EXIT_INTERRUPTED if interrupted else EXIT_CLEAN
 
-    def _claim(self) -> tuple[Segments, socket.socket]:
-        """Ports and name: what another engine may have. The name first: it gives the better error."""
+    def _claim(self) -> None:
+        """Name and ports: what another engine may have. The name first: it gives the better error."""
         config, plan = self._config, self._plan
-        segments = Segments(config, plan)
-        try:
-            listener = bind(config.http.host, config.http.port, "HTTP port")
-            for kind, addresses in plan.endpoints.items():
-                for address in addresses:
-                    check_free(config.zmq.host, int(address.rpartition(":")[2]), f"ZeroMQ port ({kind})")
-        except BaseException:
-            segments.give_up()
-            raise
-        return segments, listener
+        self._segments = Segments(config, plan)
+        self._listener = bind(config.http.host, config.http.port, "HTTP port")
+        for kind, addresses in plan.endpoints.items():
+            for address in addresses:
+                check_free(config.zmq.host, int(address.rpartition(":")[2]), f"ZeroMQ port ({kind})")
 
-    async def _start(self, segments: Segments, listener: socket.socket) -> None:
+    async def _start(self) -> None:
         config, plan, console = self._config, self._plan, self._console
+        segments, listener = self._segments, self._listener
+        assert segments is not None, "_claim comes first"
+        assert listener is not None, "_claim comes first"
+        loop = asyncio.get_running_loop()
+        self._supervisor = supervisor = Supervisor(config, plan, segments.ring, console.worker_line)
+        await supervisor.spawn()
+        self._opening = loop.run_in_executor(None, segments.open)
+        await asyncio.shield(self._opening)
         console.begin(config, plan, adopted=segments.adopted)
+        from engine.commands import CommandChannel
+
         self._commands = CommandChannel(plan.control_endpoint)
         self._commands.start()
-        supervisor = Supervisor(config, plan, segments.status, segments.ring, console.worker_line)
-        self._supervisor = supervisor
-        self._observer = Observer(config, plan, segments, supervisor)
         segments.status.set_facts(self._facts(segments))
-        workers_ready = asyncio.create_task(supervisor.start(self._announce))
-        gate = Gate(self._token, loopback=is_loopback(config.http.host), now_s=time.monotonic())
-        # The import takes a quarter of a second of one core: in a thread, so that exits are noticed meanwhile.
-        app = await asyncio.get_running_loop().run_in_executor(None, _load_app, self._observer, gate)
+        workers_ready = asyncio.create_task(supervisor.start(segments.status, self._announce))
+        # Takes a quarter of a second of one core: in a thread, so that exits are noticed meanwhile.
+        observer, app = await loop.run_in_executor(None, self._load_http, segments, supervisor)
+        self._observer = observer
         self._server = HttpServer(app, listener)
         await self._server.start()
         await workers_ready
         supervisor.own.state = ProcessState.READY
-        self._observer.tick()
+        observer.tick()
         gc.collect()
         gc.freeze()
         console.ready(plan, os.getpid())
         self._notifier.ready(f"{len(plan.workers)} workers, {len(plan.feeds)} feeds, {plan.http_url}")
+
+    def _load_http(self, segments: Segments, supervisor: Supervisor) -> tuple[Observer, Litestar]:
+        from engine.http import make_app
+        from engine.observer import Observer
+
+        observer = Observer(self._config, self._plan, segments, supervisor)
+        gate = Gate(self._token, loopback=is_loopback(self._config.http.host), now_s=time.monotonic())
+        return observer, make_app(observer, gate)
 
     def _announce(self, worker: Worker) -> None:
         view = self._segments.status.process(worker.plan.label) if self._segments is not None else None
@@ -182,8 +195,10 @@ class Control:
         self._notifier.stopping()
         if self._observer is not None:
             self._observer.stopping = True
+            self._observer.segments.status.set_shutdown()
+        if self._opening is not None:  # a thread that makes segments can't be stopped, and must not do so after unlink
+            await asyncio.wait([self._opening])
         if self._segments is not None and self._supervisor is not None:
-            self._segments.status.set_shutdown()
             order = asyncio.create_task(self._supervisor.stop())
             cut = asyncio.create_task(self._stop_now.wait())
             await asyncio.wait([order, cut], return_when=asyncio.FIRST_COMPLETED)
@@ -204,12 +219,6 @@ class Control:
         if self._stop_why:
             self._console.stopped(published, time.monotonic() - begun_s)
         return self._stop_now.is_set()
-
-
-def _load_app(observer: Observer, gate: Gate) -> Litestar:
-    from engine.http import make_app
-
-    return make_app(observer, gate)
 
 
 def raise_file_limit() -> None:

@@ -44,30 +44,38 @@ class Segments:
     """
 
     def __init__(self, config: Config, plan: Plan) -> None:
-        """Make or adopt everything that `plan` needs.
+        """Take the engine's name; `open` makes the rest.
 
         Raises:
             AlreadyRunning, SharedMemoryError, ConfigError.
         """
         self._config = config
+        self._plan = plan
         self._engine = config.engine.name
         self._access: dict[str, Any] = {"mode": int(config.rings.mode, 8), "group": config.rings.group or None}
         self._made: list[str] = []
+        self._opened = False
+        self.adopted = False
         _check_budget(config, plan)
         try:
             self.ring = self._take_engine(plan)
-            self._wait_for_orphans(plan)
-            self.adopted = self._usable(plan)
-            self._open(plan)
-        except BadArgument as error:  # a size or group that the settings allow and the segment does not
-            self._undo()
-            raise ConfigError(str(error)) from error
         except ShmError as error:
             self._undo()
-            raise SharedMemoryError(str(error)) from error
-        except BaseException:
-            self._undo()
-            raise
+            raise _translated(error) from error
+
+    def open(self) -> None:
+        """Make or adopt everything else; takes a few hundred milliseconds, for the memory is allocated in full.
+
+        Raises:
+            SharedMemoryError, ConfigError.
+        """
+        try:
+            self._wait_for_orphans(self._plan)
+            self.adopted = self._usable(self._plan)
+            self._open(self._plan)
+        except ShmError as error:
+            raise _translated(error) from error
+        self._opened = True
 
     def _take_engine(self, plan: Plan) -> RingWriter:
         """Become the writer of ring 0: whoever holds that lock is the engine of this name."""
@@ -124,7 +132,7 @@ class Segments:
 
     def _usable(self, plan: Plan) -> bool:
         """Whether everything that a crashed engine left fits this plan."""
-        if self._made:  # there was not even a ring 0
+        if self._made:  # there was not even a ring 0 of use
             return False
         try:
             for ring in plan.rings:
@@ -191,21 +199,17 @@ class Segments:
         for name in self._made:
             unlink_segment(name)
 
-    def give_up(self) -> None:
-        """After a start that failed later: let go, remove what this start made, leave what it found."""
-        self._close()
-        self._undo()
-
     def unlink(self) -> None:
-        """After a clean stop: remove every segment of this engine."""
-        self._close()
+        """After a stop: remove every segment of this engine. If `open` failed, only what this start has made."""
+        if self._opened:
+            self.status.close()
+            self.instruments.close()
+        self.ring.close()
+        if not self._opened:
+            self._undo()
+            return
         for name in list_segments(self._engine):
             unlink_segment(name)
-
-    def _close(self) -> None:
-        self.status.close()
-        self.instruments.close()
-        self.ring.close()
 
 
 def make_runtime_dir(path: Path, *, shared: bool) -> None:
@@ -225,6 +229,11 @@ def make_runtime_dir(path: Path, *, shared: bool) -> None:
         owner = folder.lstat().st_uid
         if owner not in (os.geteuid(), 0) or not folder.is_dir() or folder.is_symlink():
             raise ConfigError(f"runtime directory {folder} belongs to user id {owner}; {advice}")
+
+
+def _translated(error: ShmError) -> ConfigError | SharedMemoryError:
+    """A size or group that the settings allow and a segment does not is the configuration's fault."""
+    return ConfigError(str(error)) if isinstance(error, BadArgument) else SharedMemoryError(str(error))
 
 
 def _check_budget(config: Config, plan: Plan) -> None:

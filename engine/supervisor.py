@@ -4,8 +4,8 @@ Made and driven by engine/control.py inside its event loop. What should happen t
 engine/lifecycle.py; here it is carried out: spawn, kill, count, tell. An exit is noticed at once (SIGCHLD), silence
 within the heartbeat timeout by a look at the status block every TURN_S. No worker's end stops another one.
 
-    start   all are spawned together; producers get their settings only when the consumers are ready, so that nothing
-            of the first records is lost
+    start   all are spawned together, and import while the segments are made; producers get their settings only when
+            the consumers are ready, so that nothing of the first records is lost
     stop    ingest first, then the readers once they have read the rings to their ends, in STOP_S altogether
 """
 
@@ -61,20 +61,14 @@ class Worker:
 class Supervisor:
     """All workers of one engine. `on_line(label, text)` gets their output and the supervisor's own remarks."""
 
-    def __init__(
-        self,
-        config: Config,
-        plan: Plan,
-        status: StatusBlock,
-        ring: RingWriter,
-        on_line: Callable[[str, str], None],
-    ) -> None:
-        """Nothing is started yet. `status` must be writable; `ring` is ring 0, for records about restarts."""
+    def __init__(self, config: Config, plan: Plan, ring: RingWriter, on_line: Callable[[str, str], None]) -> None:
+        """Nothing is started yet. `ring` is ring 0, for records about restarts."""
         self._config = config
         self._plan = plan
-        self._status = status
         self._ring = ring
         self._on_line = on_line
+        self._block: StatusBlock | None = None
+        self._own: ProcessStatus | None = None
         self._environment = worker_environment(os.environ, config.engine.math_threads)
         section = config.supervisor
         limits = Limits(
@@ -91,16 +85,38 @@ class Supervisor:
         self._tasks: set[asyncio.Task[None]] = set()
         self._turning: asyncio.Task[None] | None = None
         self._stopping = False
-        self.own: ProcessStatus = status.register(CONTROL_LABEL, "control", os.getpid())
 
-    async def start(self, on_ready: Callable[[Worker], None]) -> None:
-        """Spawn every worker and wait until all are ready; `on_ready` hears of each.
+    @property
+    def own(self) -> ProcessStatus:
+        """The control process's slot in the status block."""
+        assert self._own is not None, "start() has not been called"
+        return self._own
+
+    @property
+    def _status(self) -> StatusBlock:
+        assert self._block is not None, "start() has not been called"
+        return self._block
+
+    async def spawn(self) -> None:
+        """Start every process. They import, and wait for their settings: no segment is needed yet."""
+        self._reaper = Reaper()
+        await asyncio.gather(*(self._spawn(worker) for worker in self.workers.values()))
+
+    async def start(self, status: StatusBlock, on_ready: Callable[[Worker], None]) -> None:
+        """Hand out settings and wait until all workers are ready; `on_ready` hears of each.
+
+        Args:
+            status: the status block, writable; all other segments are there too.
+            on_ready: called once a worker.
 
         Raises:
             WorkerNeverStarted, ConfigError, SharedMemoryError: one could not start.
         """
-        self._reaper = Reaper()
-        await asyncio.gather(*(self._spawn(worker) for worker in self.workers.values()))
+        self._block = status
+        self._own = status.register(CONTROL_LABEL, "control", os.getpid())
+        for worker in self.workers.values():
+            if worker.plan.role != "ingest" and worker.child is not None:
+                worker.child.release()
         started_s = time.monotonic()
         told: set[str] = set()
         while len(told) < len(self.workers):
@@ -132,9 +148,10 @@ class Supervisor:
 
     async def _spawn(self, worker: Worker) -> None:
         plan = worker.plan
-        view = self._status.heartbeat_ns(plan.label)
-        worker.life.spawned(time.monotonic(), view or 0)
-        withhold = plan.role == "ingest" and self._turning is None and not worker.was_ready
+        heartbeat = self._block.heartbeat_ns(plan.label) if self._block is not None else None
+        worker.life.spawned(time.monotonic(), heartbeat or 0)
+        starting = self._turning is None and not worker.was_ready
+        withhold = starting and (plan.role == "ingest" or self._block is None)
         worker.child = await Child.spawn(
             MODULES[plan.role],
             plan.label,
@@ -158,7 +175,7 @@ class Supervisor:
         label, life = worker.plan.label, worker.life
         expected = life.phase is Phase.STOPPING
         action = life.exited(time.monotonic())
-        if expected or self._stopping:
+        if expected or self._stopping or self._block is None:
             return
         self._status.set_state(label, ProcessState.FAILED)
         self._status.set_restarts(label, life.restarts)
@@ -250,7 +267,8 @@ class Supervisor:
         self._finish()
 
     def _finish(self) -> None:
-        self.own.state = ProcessState.STOPPED
+        if self._own is not None:
+            self._own.state = ProcessState.STOPPED
         for worker in self.workers.values():
             if worker.child is not None:
                 worker.child.close()

@@ -112,6 +112,23 @@ def test_a_signal_stops_it_with_status_0_and_nothing_is_left(engine: EngineProce
     assert "killing" not in engine.output
 
 
+@pytest.mark.parametrize("at_step", ["ring 0", "status", "ready"])
+def test_a_signal_at_any_step_of_the_start_leaves_nothing_behind(
+    engine_name: str, tmp_path: Path, at_step: str
+) -> None:
+    with EngineProcess(engine_name, tmp_path, "--simulate") as engine:
+        reached = {
+            "ring 0": lambda: segment_exists(segment_name(engine_name, "r0")),
+            "status": lambda: segment_exists(segment_name(engine_name, "stat")),
+            "ready": lambda: "ready" in engine.output,
+        }[at_step]
+        wait_for(at_step, reached)
+        workers = engine.workers()
+        assert engine.stop() == 0, engine.output
+        wait_for("the end of all workers", lambda: not any(alive(worker.pid) for worker in workers))
+    assert list_segments(engine_name) == []
+
+
 def test_no_orphan_after_control_is_killed(engine: EngineProcess) -> None:
     pids = [worker.pid for worker in engine.workers()]
     engine.process.kill()
