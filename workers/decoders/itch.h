@@ -233,6 +233,8 @@ static enum tk_stop itch_run(struct itch *s) {
             if (frames->at + 2 > frame->size) { sink_refuse(sink, TK_TRUNCATED); break; }
             size_t size = be16(p + frames->at);
             if (size > frame->size - frames->at - 2) { sink_refuse(sink, TK_TRUNCATED); break; }
+            const uint8_t *next = p + frames->at + 2 + size;  /* its order reference, if it has one, stands at 2 + 11 */
+            if (frame->size - frames->at - 2 - size >= 21) orders_prefetch(&s->orders, be64(next + 13));
             if (s->skip) s->skip--;
             else if (itch_message(s, p + frames->at + 2, size, frame->ts_receive) == TK_MISS) return TK_MISS;
             frames->at += 2 + size;

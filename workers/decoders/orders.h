@@ -38,6 +38,11 @@ static inline struct tk_order *orders_find(const struct tk_orders *map, uint64_t
     return NULL;
 }
 
+/* Starts loading the entry of a reference that will be looked up soon: a live map is far larger than the caches. */
+static inline void orders_prefetch(const struct tk_orders *map, uint64_t reference) {
+    if (map->entry) __builtin_prefetch(&map->entry[orders_slot(map, reference)]);
+}
+
 static int orders_grow(struct tk_orders *map) {
     struct tk_orders grown = {NULL, map->entry ? map->mask * 2 + 1 : 4095, map->count, map->limit};
     grown.entry = calloc(grown.mask + 1, sizeof *grown.entry);
