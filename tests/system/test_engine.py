@@ -11,6 +11,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+import zmq
 
 from shm.layout import RecordType, StatusCode, empty
 from shm.ring import RingReader, ring_info
@@ -258,3 +259,80 @@ def test_a_replay_of_a_missing_file_ends_with_status_2(engine_name: str, tmp_pat
     with EngineProcess(engine_name, tmp_path, "--replay", str(tmp_path / "nothing.dbn")) as engine:
         assert engine.process.wait(timeout=60) == 2
         assert "nothing.dbn does not exist" in engine.output
+
+
+def test_a_worker_that_dies_again_and_again_is_unhealthy_still_tried_and_forgiven(
+    engine_name: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "engine.toml"
+    path.write_text(
+        "[supervisor]\nstable_after_s = 3\nfailed_after = 4\nbackoff_cap_s = 0.5\n[simulate]\nenabled = true\n"
+    )
+    with EngineProcess(engine_name, tmp_path, "--config", str(path)) as engine:
+        engine.wait_ready()
+        others = {label: pid for label, pid in engine.pids().items() if label != "cache"}
+        killed: set[int] = set()
+
+        def kill_the_next() -> bool:
+            pid = engine.pids().get("cache", 0)
+            if pid and pid not in killed:
+                killed.add(pid)
+                os.kill(pid, signal.SIGKILL)
+            return len(killed) == 4
+
+        wait_for("four kills", kill_the_next)
+        status, _, body = wait_for("unhealthy", lambda: (a := engine.get("/health"))[0] == 503 and a)
+        assert status == 503
+        assert b"fails again and again" in body
+        wait_for("healthy again", lambda: engine.json("/health")["status"] == "healthy")
+        assert {label: pid for label, pid in engine.pids().items() if label != "cache"} == others
+
+
+def test_records_that_take_too_long_raise_an_alert_in_ring_0(engine_name: str, tmp_path: Path) -> None:
+    path = tmp_path / "engine.toml"
+    path.write_text("[health]\nlatency_alert_ms = 0.0001\n[simulate]\nenabled = true\n")
+    with EngineProcess(engine_name, tmp_path, "--config", str(path)) as engine:
+        engine.wait_ready()
+        out = empty(64)
+        with RingReader.attach(engine_name, 0, start="oldest") as reader:
+
+            def alerted() -> bool:
+                count = reader.read(out)
+                return StatusCode.LATENCY_ALERT in out["code"][:count].tolist()
+
+            wait_for("an alert", alerted)
+        checks = {check["name"]: check for check in engine.json("/health")["checks"]}
+        assert checks["latency"]["status"] == "degraded"
+
+
+def test_a_second_ctrl_c_ends_it_at_once_with_status_130(engine: EngineProcess) -> None:
+    workers = engine.workers()
+    os.kill(engine.pids()["ingest-0"], signal.SIGSTOP)  # will not stop by itself: the orderly stop has to wait for it
+    engine.process.send_signal(signal.SIGINT)
+    wait_for("the stop", lambda: "stopping (Ctrl-C)" in engine.output)
+    assert engine.stop(signal.SIGINT) == 130
+    wait_for("the end of all workers", lambda: not any(alive(worker.pid) for worker in workers))
+    assert list_segments(engine.name) == []
+
+
+def test_two_shards_share_the_instruments_on_ports_of_their_own(engine_name: str, tmp_path: Path) -> None:
+    path = tmp_path / "engine.toml"
+    path.write_text("[workers]\nfanout = 2\n[simulate]\nenabled = true\n")
+    with EngineProcess(engine_name, tmp_path, "--config", str(path)) as engine:
+        engine.wait_ready()
+        assert {"fanout-0", "fanout-1"} <= set(engine.pids())
+        topics: list[set[bytes]] = []
+        context = zmq.Context()
+        for shard in range(2):
+            with context.socket(zmq.SUB) as subscriber:
+                subscriber.subscribe(b"marketdata.quote.")
+                subscriber.connect(f"tcp://127.0.0.1:{engine.base + 1 + shard}")
+                assert subscriber.poll(30_000)
+                seen: set[bytes] = set()
+                while len(seen) < 20:
+                    assert subscriber.poll(30_000)
+                    seen.add(subscriber.recv_multipart()[0])
+                topics.append(seen)
+        context.term()
+        assert topics[0].isdisjoint(topics[1])
+        assert engine.stop() == 0
