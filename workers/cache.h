@@ -105,6 +105,7 @@ static inline uint32_t tk_cache_trade(struct tk_cache *c, uint32_t id, struct tk
     uint32_t lines = 0;
     int newest, late = 0;
     struct tk_trade trade = {.t_ns = t_ns, .price = r->body.trade.price, .size = r->body.trade.size};
+    if (r->flags & TK_FLAG_CORRECTED) return 0; /* the venue takes a trade back: kept in the history, it is no new one */
     if (!isfinite(trade.price)) {
         c->bad_prices++;
         return 0;

@@ -298,3 +298,16 @@ def test_outliers_are_in_bars_unless_excluded_and_in_history_always(engine_name:
         assert out["high"][0] == (10 if excluded else 99)
         assert len(table.history(0)) == 3
         applier.close()
+
+
+def test_a_trade_that_the_venue_takes_back_is_kept_in_the_history_and_counted_in_no_bar(engine_name: str) -> None:
+    with Bench(engine_name, intervals_s=(1,), delay_s=60) as bench:
+        taken_back = trade(at(0.3), 99, 7, flags=Flag.REPLAYED | Flag.CORRECTED)
+        bench.turn(trade(at(0), 10, 1), taken_back, trade(at(1), 20, 5))
+        (bar,) = bench.new_bars()
+        assert brief(bar) == (1, 0, 10, 10, 10, 10, 1, 1)
+        snapshot = bench.table.snapshot(0)
+        assert snapshot is not None
+        assert snapshot.day is not None
+        assert snapshot.day.volume == 6
+        assert (bench.table.history(0, record_type=RecordType.TRADE)["price"] == [10, 99, 20]).all()
