@@ -126,7 +126,7 @@ class CacheSection(Struct, frozen=True, kw_only=True):
         int, Meta(ge=16, le=65536, description="L1 history of one instrument; 128 bytes each")
     ] = 1000
     max_symbols: Annotated[int, Meta(ge=16, le=65536, description="instruments that can have latest values and L1")] = (
-        16384
+        8192
     )
     max_l1_memory: Annotated[ByteSize, Meta(description="shared memory of all L1 histories together")] = "128MiB"
     bar_intervals_s: Annotated[

@@ -31,6 +31,11 @@ static inline int64_t tk_monotonic_ns(void) {
     return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
 }
 
+#if !defined(__linux__)
+static inline int tk_barrier_register(void) { return 0; }
+static inline int tk_barrier_everywhere(void) { return 0; }
+#endif
+
 static inline void tk_nap(int64_t timeout_ns) {
     int64_t ns = timeout_ns < TK_NAP_NS ? timeout_ns : TK_NAP_NS;
     struct timespec t = {0, (long)(ns > 0 ? ns : 0)};
@@ -45,6 +50,17 @@ static inline void tk_nap(int64_t timeout_ns) {
 #ifndef SYS_futex_waitv
 #define SYS_futex_waitv 449
 #endif
+
+#ifndef SYS_membarrier
+#define SYS_membarrier -1
+#endif
+
+/* Writer: take part in tk_barrier_everywhere. 1 = it does, 0 = the system has no such thing. (membarrier(2):
+ * MEMBARRIER_CMD_REGISTER_GLOBAL_EXPEDITED is 4, MEMBARRIER_CMD_GLOBAL_EXPEDITED is 2; Linux 4.16.) */
+static inline int tk_barrier_register(void) { return syscall(SYS_membarrier, 4, 0, 0) == 0; }
+
+/* Sleeper: have every core that runs a registered process pass a full barrier. 1 = done. Some 3 us. */
+static inline int tk_barrier_everywhere(void) { return syscall(SYS_membarrier, 2, 0, 0) == 0; }
 
 struct tk_futex_waitv { /* struct futex_waitv of linux/futex.h, absent from older headers */
     uint64_t value;

@@ -67,6 +67,7 @@
 #define tk_c11_and(p, v, o) std::atomic_fetch_and_explicit(p, v, o)
 #define tk_c11_swap(p, v, o) std::atomic_exchange_explicit(p, v, o)
 #define tk_c11_fence(o) std::atomic_thread_fence(o)
+#define tk_c11_signal_fence(o) std::atomic_signal_fence(o)
 #else
 #include <stdatomic.h>
 #define TK_ATOMIC(T) _Atomic(T)
@@ -79,6 +80,7 @@
 #define tk_c11_and(p, v, o) atomic_fetch_and_explicit(p, v, o)
 #define tk_c11_swap(p, v, o) atomic_exchange_explicit(p, v, o)
 #define tk_c11_fence(o) atomic_thread_fence(o)
+#define tk_c11_signal_fence(o) atomic_signal_fence(o)
 #endif
 
 typedef TK_ATOMIC(uint64_t) tk_word;
@@ -157,7 +159,8 @@ struct tk_ring_header {
     tk_word epoch; /* line 1 */
     tk_word writer_pid;
     tk_word writer_started_ns;
-    uint8_t spare1[104];
+    tk_word asymmetric; /* 1: the writer publishes without the fence of pair SLEEP, sleepers make up for it */
+    uint8_t spare1[96];
     tk_word published; /* line 2 */
     uint8_t spare2[120];
 };
@@ -424,22 +427,38 @@ static inline uint64_t tk_resume(const struct tk_ring *r, uint64_t n) {
     return resume > n ? resume : n;
 }
 
-/* ---- sleeping: both sides need the seq_cst fence, else each may miss the other (store buffering) ------------------ */
+/* ---- sleeping: both sides need the seq_cst fence, else each may miss the other (store buffering) ------------------
+ *
+ * The writer's fence comes after every publish and waits until its stores have left the core, for lines that readers have
+ * just pulled away: the dearest instruction of the writer, for somebody who sleeps once in a while. Where the system can
+ * make all cores that run a writer pass a full barrier (Linux: membarrier, GLOBAL_EXPEDITED), the sleeper asks for that
+ * instead, and the writer has only to keep the compiler from reordering. `asymmetric` says so. It is read after the
+ * sleeper's own fence and stored before a new writer's fence (tk_enter), so one of the two always sees the other.
+ */
 
-/* Reader: announce that it will sleep; then poll once more and only then sleep while `bell` has the returned value. */
-static inline uint32_t tk_before_sleep(struct tk_ring_readers *readers) {
-    uint32_t bell = tk_half_load(&readers->bell);
-    tk_half_store(&readers->sleepers, 1);
+/* Reader: announce that it will sleep; then, if `*barrier` was set, make every core pass a barrier (tk_barrier_everywhere
+ * in shm/futex.h); then poll once more; and only then sleep while `bell` has the returned value. */
+static inline uint32_t tk_before_sleep(const struct tk_ring *r, int *barrier) {
+    uint32_t bell = tk_half_load(&r->readers->bell);
+    tk_half_store(&r->readers->sleepers, 1);
     tk_fence_seq_cst();                                                      /* pair SLEEP              */
+    if (tk_load_relaxed(&r->header->asymmetric)) *barrier = 1;
     return bell;
+}
+
+/* A new writer, before its first record: how it will wake. */
+static inline void tk_enter(const struct tk_ring *r, int asymmetric) {
+    tk_store_relaxed(&r->header->asymmetric, asymmetric != 0);
+    tk_fence_seq_cst();                                                      /* pair SLEEP              */
 }
 
 /* A new writer, before its first record: its predecessor may have died between publishing and ringing. The caller wakes. */
 static inline void tk_ring_bell(struct tk_ring_readers *readers) { tk_half_add(&readers->bell, 1); }
 
 /* Writer, after publishing: must somebody be woken? If so the bell has been rung and the caller wakes the futex. */
-static inline int tk_after_publish(struct tk_ring_readers *readers) {
-    tk_fence_seq_cst();                                                      /* pair SLEEP              */
+static inline int tk_after_publish(struct tk_ring_readers *readers, int asymmetric) {
+    if (asymmetric) tk_c11_signal_fence(TK_ORDER(seq_cst));                  /* pair SLEEP              */
+    else tk_fence_seq_cst();                                                 /* pair SLEEP              */
     if (tk_half_load(&readers->sleepers) == 0) return 0;
     tk_half_swap(&readers->sleepers, 0);
     tk_half_add(&readers->bell, 1);

@@ -56,6 +56,7 @@ class RingInfo:
     depth_slots: int
     size_bytes: int
     wakeups: bool
+    asymmetric: bool
     epoch: int
     published: int
     writer_pid: int
@@ -136,10 +137,10 @@ class RingWriter(_ring.Writer):
     _lock: ByteLock
 
     @classmethod
-    def create(cls, engine: str, ring_id: int, **options: Any) -> RingWriter:
+    def create(cls, engine: str, ring_id: int, *, asymmetric: bool = True, **options: Any) -> RingWriter:
         """Make the ring (options as in `create_ring`) and become its writer."""
         create_ring(engine, ring_id, **options)
-        return cls.open(engine, ring_id)
+        return cls.open(engine, ring_id, asymmetric=asymmetric)
 
     @classmethod
     def create_or_open(cls, engine: str, ring_id: int, **options: Any) -> RingWriter:
@@ -149,8 +150,13 @@ class RingWriter(_ring.Writer):
         return cls.open(engine, ring_id)
 
     @classmethod
-    def open(cls, engine: str, ring_id: int) -> RingWriter:
+    def open(cls, engine: str, ring_id: int, *, asymmetric: bool = True) -> RingWriter:
         """Become the writer of an existing ring and go on after the last record that is whole.
+
+        Args:
+            engine, ring_id: which ring.
+            asymmetric: wake sleepers without a fence after each publish where the system allows it (shm/ring.h, SLEEP);
+                False = always the fence.
 
         Raises:
             WriterBusy: another live process is its writer.
@@ -175,7 +181,7 @@ class RingWriter(_ring.Writer):
         writer._segment = segment
         writer._lock = lock
         writer.recovered_sequence = writer.next_sequence
-        epoch, earlier_pid = writer._take_over(os.getpid(), _ring.now_ns())
+        epoch, earlier_pid = writer._take_over(os.getpid(), _ring.now_ns(), asymmetric)
         writer.restarted = epoch > 0 and earlier_pid != 0
         if writer.restarted:
             writer.publish(
@@ -388,10 +394,11 @@ class RingSet(list[RingReader]):
 def ring_info(engine: str, ring_id: int) -> RingInfo:
     """Look into a ring's header; works post mortem and while others use it."""
     name = segment_name(engine, f"r{ring_id}")
-    segment = Segment.attach(name)
+    segment = Segment.attach(name, mapped=False)
     try:
-        _ring.check_ring(name, segment.buf)
-        fields = _ring.header_fields(segment.buf)
+        header = segment.window(0, _ring.READERS_OFFSET_BYTES, write=False)
+        _ring.check_ring(name, header, segment.size_bytes)
+        fields = _ring.header_fields(header)
         fields.pop("block_ns")
         alive = is_held(name, _WRITER_LOCK)
         return RingInfo(name=name, size_bytes=segment.size_bytes, writer_alive=alive, **fields)
@@ -402,12 +409,13 @@ def ring_info(engine: str, ring_id: int) -> RingInfo:
 def list_readers(engine: str, ring_id: int) -> list[ReaderInfo]:
     """Every registered reader of a ring, dead ones that nobody has cleaned up included (`alive` is False)."""
     name = segment_name(engine, f"r{ring_id}")
-    segment = Segment.attach(name)
+    segment = Segment.attach(name, mapped=False)
     try:
-        _ring.check_ring(name, segment.buf)
-        published = _ring.header_fields(segment.buf)["published"]
+        top = segment.window(0, _ring.SLOTS_OFFSET_BYTES, write=False)
+        _ring.check_ring(name, top, segment.size_bytes)
+        published = _ring.header_fields(top)["published"]
         found = []
-        for index, fields in _ring.reader_fields(segment.buf[_ring.READERS_OFFSET_BYTES :]):
+        for index, fields in _ring.reader_fields(top[_ring.READERS_OFFSET_BYTES :]):
             lag = max(0, published + 1 - fields["cursor"])
             found.append(ReaderInfo(index=index, lag=lag, alive=is_held(name, 1 + index), **fields))
         return found

@@ -118,7 +118,7 @@ class Segment:
         self.buf = memoryview(b"")
         self.address = 0
         if mapped:
-            self.buf = self.window(0, size_bytes, write=write)
+            self.buf = self.window(0, size_bytes, write=write, populate=write)
             self.address = int(np.frombuffer(self.buf, dtype=np.uint8).ctypes.data)
 
     @classmethod
@@ -172,10 +172,14 @@ class Segment:
             os.close(fd)
             raise
 
-    def window(self, offset_bytes: int, size_bytes: int, *, write: bool) -> memoryview:
-        """Map a part of the segment with its own protection; `offset_bytes` a multiple of REGION_ALIGNMENT_BYTES."""
+    def window(self, offset_bytes: int, size_bytes: int, *, write: bool, populate: bool = True) -> memoryview:
+        """Map a part of the segment with its own protection; `offset_bytes` a multiple of REGION_ALIGNMENT_BYTES.
+
+        With `populate` every page is mapped now, not at its first use: for who must not stumble over a page fault. A
+        mapping that is only looked into leaves it off, and counts in memory what it has touched.
+        """
         protection = mmap.PROT_READ | (mmap.PROT_WRITE if write else 0)
-        flags = mmap.MAP_SHARED | getattr(mmap, "MAP_POPULATE", 0)
+        flags = mmap.MAP_SHARED | (getattr(mmap, "MAP_POPULATE", 0) if populate else 0)
         return memoryview(mmap.mmap(self.fd, size_bytes, flags=flags, prot=protection, offset=offset_bytes))
 
     def close(self) -> None:
