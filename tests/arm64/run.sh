@@ -4,7 +4,7 @@
 #   sudo tests/arm64/run.sh [--work DIR] [--suite NAME] [--all] [PYTEST ARGUMENTS...]
 #
 # Without arguments it builds and tests shm. With --all it installs every dependency, builds every native module and runs
-# the tests named in the arguments, tests/unit by default; emulated, that takes the better part of an hour.
+# the tests named in the arguments, tests/unit by default; emulated, that takes about 20 minutes.
 #
 # What it proves: the AArch64 build works, the vector copy and the layout are right, every promise of the unit tests
 # holds. What it can not prove: memory ordering. qemu runs one guest instruction stream on an x86 host, which is stronger
