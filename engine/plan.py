@@ -36,6 +36,7 @@ FIRST_INGEST_RING: Final = 2
 CONTROL_LABEL: Final = "control"
 
 _SMALL_RING_SLOTS: Final = 4096
+_HOLD_BACK_S: Final = 3.0
 _LOW_LATENCY_WAIT_US: Final = 20.0
 _MAX_SOCKET_PATH_CHARS: Final = 100  # sun_path has 104 to 108 bytes
 
@@ -48,6 +49,7 @@ class RingPlan:
     label: str
     role: str
     depth_slots: int
+    block_s: float  # how long its writer waits for a reliable reader
 
 
 @dataclass(frozen=True)
@@ -108,10 +110,13 @@ def make_plan(config: Config, ipc_dir: Path) -> Plan:
     labels += [f"fanout-{shard}" for shard in range(config.workers.fanout)] + ["cache"]
     placements = _placements(config, labels)
     ingest_rings = tuple(FIRST_INGEST_RING + index for index in range(len(groups)))
+    depth, block_s = config.rings.depth_slots, config.rings.block_ms / 1000
+    if hold_back:  # a reader that waits for a slow subscriber must not be demoted meanwhile
+        block_s = max(block_s, _HOLD_BACK_S)
     rings = (
-        RingPlan(CONTROL_RING, CONTROL_LABEL, "control", min(_SMALL_RING_SLOTS, config.rings.depth_slots)),
-        RingPlan(BAR_RING, "cache", "bars", config.rings.depth_slots),
-        *(RingPlan(ring, f"ingest-{i}", "ingest", config.rings.depth_slots) for i, ring in enumerate(ingest_rings)),
+        RingPlan(CONTROL_RING, CONTROL_LABEL, "control", min(_SMALL_RING_SLOTS, depth), block_s),
+        RingPlan(BAR_RING, "cache", "bars", depth, block_s),
+        *(RingPlan(ring, f"ingest-{i}", "ingest", depth, block_s) for i, ring in enumerate(ingest_rings)),
     )
 
     def shared(label: str) -> dict[str, Any]:
@@ -157,6 +162,8 @@ def make_plan(config: Config, ipc_dir: Path) -> Plan:
                     ipc_dir=str(ipc_dir) if zmq.ipc else "",
                     send_hwm=zmq.send_hwm,
                     reliable=hold_back,
+                    segment_mode=int(config.rings.mode, 8),
+                    segment_group=config.rings.group,
                 ),
                 f"rings {_listed(ring.ring_id for ring in rings)} to ZeroMQ"
                 + (f", shard {shard + 1} of {config.workers.fanout}" if config.workers.fanout > 1 else ""),

@@ -20,7 +20,7 @@ from typing import Any, Final
 
 from engine.config import parse_bytes
 from engine.errors import AlreadyRunning, ConfigError, SharedMemoryError
-from engine.plan import CONTROL_RING, Plan
+from engine.plan import CONTROL_RING, Plan, RingPlan
 from engine.settings import Config
 from shm.errors import BadArgument, LayoutMismatch, SegmentExists, SegmentMissing, ShmError, WriterBusy
 from shm.instruments import InstrumentTable
@@ -81,12 +81,12 @@ class Segments:
         """Become the writer of ring 0: whoever holds that lock is the engine of this name."""
         ring = plan.rings[CONTROL_RING]
         try:
-            if not self._create_ring(ring.ring_id, ring.depth_slots):
+            if not self._create_ring(ring):
                 try:
                     return RingWriter.open(self._engine, CONTROL_RING)
                 except (LayoutMismatch, SegmentMissing):
                     unlink_segment(self._name("r0"))
-                    self._create_ring(ring.ring_id, ring.depth_slots)
+                    self._create_ring(ring)
             return RingWriter.open(self._engine, CONTROL_RING)
         except WriterBusy:
             pid = ring_info(self._engine, CONTROL_RING).writer_pid
@@ -95,21 +95,20 @@ class Segments:
                 "another --name and other ports"
             ) from None
 
-    def _create_ring(self, ring_id: int, depth_slots: int) -> bool:
+    def _create_ring(self, ring: RingPlan) -> bool:
         """Make a ring; False if there is one."""
-        rings = self._config.rings
         try:
             create_ring(
                 self._engine,
-                ring_id,
-                depth_slots=depth_slots,
-                wakeups=rings.wakeups,
-                block_s=rings.block_ms / 1000,
+                ring.ring_id,
+                depth_slots=ring.depth_slots,
+                wakeups=self._config.rings.wakeups,
+                block_s=ring.block_s,
                 **self._access,
             )
         except SegmentExists:
             return False
-        self._made.append(self._name(f"r{ring_id}"))
+        self._made.append(self._name(f"r{ring.ring_id}"))
         return True
 
     def _wait_for_orphans(self, plan: Plan) -> None:
@@ -164,7 +163,7 @@ class Segments:
             if name not in keep:
                 unlink_segment(name)
         for ring in plan.rings[CONTROL_RING + 1 :]:
-            self._create_ring(ring.ring_id, ring.depth_slots)
+            self._create_ring(ring)
         self.status = StatusBlock.create(self._engine, **self._access)
         self._made.append(self.status.name)
         if self.adopted:

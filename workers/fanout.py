@@ -303,7 +303,9 @@ def _open_table(settings: FanoutSettings) -> TopicTable:
     try:
         table = TopicTable.attach(settings.engine, write=True)
     except SegmentMissing:
-        table = TopicTable.create_or_attach(settings.engine, shards=settings.shards)
+        table = TopicTable.create_or_attach(
+            settings.engine, shards=settings.shards, mode=settings.segment_mode, group=settings.segment_group or None
+        )
     if table.shards != settings.shards:
         found = table.shards
         table.close()

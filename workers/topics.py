@@ -50,6 +50,7 @@ RING_CREATED_WORD: Final = 24
 LOG_WORD: Final = 64
 LOG_SPARE: Final = 16  # entries beyond one a record: the cursor, the shard's own topics
 
+_BEING_MADE_S: Final = 2.0
 _MAGIC: Final = 0x3143504F544B54  # "TKTOPC1", little-endian
 _VERSION: Final = 1
 _HEADER_BYTES: Final = 16384
@@ -149,10 +150,19 @@ class TopicTable:
 
         Raises LayoutMismatch if the one that is there has other shards or turns: unlink it, the numbers start anew.
         """
-        try:
-            return cls.create(engine, shards=shards, turn_records=turn_records, mode=mode, group=group)
-        except SegmentExists:
-            table = cls.attach(engine, write=True)
+        deadline = time.monotonic() + _BEING_MADE_S
+        while True:
+            try:
+                return cls.create(engine, shards=shards, turn_records=turn_records, mode=mode, group=group)
+            except SegmentExists:
+                pass
+            try:
+                table = cls.attach(engine, write=True)
+                break
+            except SegmentMissing:  # another shard's process is making it at this moment
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.001)
         if (table.shards, table.turn_records) != (shards, turn_records):
             found = f"{table.shards} shards and turns of {table.turn_records} records"
             table.close()

@@ -54,7 +54,7 @@ def free_ports(count: int = 40) -> int:
 
 
 class EngineProcess:
-    """`python -m engine` with a name and ports of its own; output goes to a file that `output` reads."""
+    """`tickengine run` with a name and ports of its own; output goes to a file that `output` reads."""
 
     def __init__(
         self, name: str, folder: Path, *options: str, base: int | None = None, env: dict[str, str] | None = None
@@ -69,7 +69,7 @@ class EngineProcess:
         ports = ("--http-port", str(self.http_port), "--zmq-port", str(self.base))
         with self._log.open("wb") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "engine", "--name", name, *ports, *options],
+                [sys.executable, "-m", "tools", "run", "--name", name, *ports, *options],
                 cwd=ROOT,
                 env=environment,
                 stdout=log,

@@ -188,7 +188,7 @@ def test_busy_port_ends_the_start_with_status_4(engine: EngineProcess, offset: i
         options = ("--http-port", str(engine.base + 5), "--zmq-port", str(engine.base))
     else:
         options = ("--http-port", str(engine.base), "--zmq-port", str(engine.base + 40))
-    code = [sys.executable, "-m", "engine", "--name", name, "--simulate", *options]
+    code = [sys.executable, "-m", "tools", "run", "--name", name, "--simulate", *options]
     ended = subprocess.run(code, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
     assert ended.returncode == 4, ended.stderr
     assert "taken by another process" in ended.stderr
@@ -198,7 +198,7 @@ def test_busy_port_ends_the_start_with_status_4(engine: EngineProcess, offset: i
 def test_unusable_configuration_ends_with_status_2_and_the_nearest_name(tmp_path: Path) -> None:
     path = tmp_path / "engine.toml"
     path.write_text("[rings]\ndepth_slot = 1024\n")
-    command = [sys.executable, "-m", "engine", "--config", str(path)]
+    command = [sys.executable, "-m", "tools", "run", "--config", str(path)]
     ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
     assert ended.returncode == 2
     assert str(path) in ended.stderr
