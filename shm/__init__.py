@@ -1,4 +1,4 @@
-"""Shared memory of the tick engine: records, rings, instruments, latest values, status. Needs numpy and posix_ipc alone.
+"""Shared memory of the tick engine: records, rings, instruments, latest values, status. Needs only numpy, posix_ipc.
 
     import shm
 

@@ -245,6 +245,6 @@ def empty(count: int) -> np.ndarray:
 
 
 def concatenate(batches: list[np.ndarray]) -> np.ndarray:
-    """One RECORD array from several. `np.concatenate` keeps the values but repacks the overlapping fields of a union."""
+    """One RECORD array from several. (`np.concatenate` keeps the values but repacks the overlapping fields.)"""
     joined = np.concatenate([batch.view(np.uint8).reshape(-1, RECORD_SIZE_BYTES) for batch in batches])
     return joined.reshape(-1).view(RECORD)

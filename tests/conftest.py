@@ -1,4 +1,4 @@
-"""What every test may ask for: the samples folder, a fresh engine name, and the certainty that nothing is left behind."""
+"""What every test may ask for: the samples folder, and an engine name of its own that leaves nothing behind."""
 
 from __future__ import annotations
 

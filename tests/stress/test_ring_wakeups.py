@@ -1,7 +1,7 @@
 """Two processes that sleep after every record wake each other a great many times: no wake-up is ever missed.
 
-Each waits without spinning for the other's record, answers, and sleeps again, so every hand-over runs through pair SLEEP of
-shm/ring.h. A missed wake-up would leave both asleep until the wait ends without a record, which fails the test.
+Each waits without spinning for the other's record, answers, and sleeps again, so every hand-over runs through pair
+SLEEP of shm/ring.h. A missed wake-up would leave both asleep until the wait ends without a record: the test fails.
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ Received = dict[str, np.ndarray]
 
 
 class Plain:
-    """A SUB socket that keeps every record it gets, by topic, and checks that no topic sequence is missing or doubled."""
+    """A SUB socket that keeps every record it gets, by topic; no topic sequence may be missing or doubled."""
 
     def __init__(self, endpoint: str) -> None:
         """Connect before the engine has sent anything."""

@@ -40,7 +40,7 @@ def imports_of(path: Path) -> set[str]:
 def sources(package: str) -> list[Path]:
     """Modules of a package, native ones included."""
     folder = ROOT / package
-    return sorted(path for path in folder.rglob("*") if path.suffix in {".py", ".pyx"} and "__pycache__" not in path.parts)
+    return sorted(path for path in folder.rglob("*") if path.suffix in {".py", ".pyx"})
 
 
 @pytest.mark.parametrize("package", PACKAGES)
