@@ -53,6 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         description="A market-data engine in shared memory: feeds into rings, rings to ZeroMQ.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"tickengine {_version()}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands")
@@ -64,6 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             help=purpose,
             description=(chosen.__doc__ or "").strip().split("\n\n")[0] if chosen else None,
             formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,  # a script that says --sim must not change its meaning when an option is added
         )
         if chosen:
             chosen.configure(command)

@@ -32,7 +32,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("--config", metavar="FILE", help="TOML file; `tickengine config` prints one to start from")
     add("--name", help="name of this engine, [a-z0-9-], at most 16 characters (main)")
     add("--simulate", action="store_const", const=True, help="a simulated market; the default where nothing else feeds")
-    add("--replay", nargs="+", metavar="FILE", help="captured files, one after the other; `replay-info` says what is in one")
+    add(
+        "--replay",
+        nargs="+",
+        metavar="FILE",
+        help="captured files, one after the other; `replay-info` says what is in one",
+    )
     add("--speed", metavar="1|N|max", help="replay as fast as recorded, N times that, or as fast as it goes (1)")
     add("--loop", action="store_const", const=True, help="begin the replay again when it has ended")
     add("--start-delay", metavar="SECONDS", help="wait before the first record, so that subscribers can connect (0)")
@@ -46,9 +51,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "  tickengine run --replay day.dbn.zst --speed max --start-delay 2\n"
         "  tickengine run --name second --http-port 9800 --zmq-port 9800\n\n"
         "Ctrl-C or SIGTERM stops it in order: feeds first, then what is in the rings is delivered. Twice: at once.\n\n"
-        "exit status: 0 stopped in order, or replay done with --exit-when-done; 1 a fault of ours; 2 unusable options or\n"
-        "configuration; 3 shared memory; 4 a port is taken; 5 a worker never started; 6 an engine of this name is running;\n"
-        "130 stopped by a second Ctrl-C"
+        "exit status: 0 stopped in order, or replay done with --exit-when-done; 1 a fault of ours; 2 unusable options\n"
+        "or configuration; 3 shared memory; 4 a port is taken; 5 a worker never started; 6 an engine of this name is\n"
+        "running; 130 stopped by a second Ctrl-C"
     )
 
 

@@ -24,7 +24,7 @@ _MEANING = {"inst": "symbols", "stat": "status", "last": "latest values, L1", "t
 def configure(parser: argparse.ArgumentParser) -> None:
     """Options of `tickengine shm`."""
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
-    listing = actions.add_parser("ls", help="segments with owner, size, epoch, and who lives in them")
+    listing = actions.add_parser("ls", help="segments with owner, size, epoch, who lives in them", allow_abbrev=False)
     listing.add_argument("name", nargs="?", metavar="NAME", help="only this engine (needed on macOS)")
     listing.add_argument("--json", action="store_true", help="one JSON list")
     inspect = actions.add_parser(
@@ -33,10 +33,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
         epilog="examples:\n  tickengine shm inspect main          everything of the engine main\n"
         "  tickengine shm inspect main.r2       its ring 2 only; works after a crash too",
         formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
     inspect.add_argument("name", metavar="NAME[.PART]", help="engine, or one segment of it: main.r2, main.stat")
     inspect.add_argument("--last", type=int, default=5, metavar="N", help="records to show of each ring (default 5)")
-    clean = actions.add_parser("clean", help="remove the segments of engines that are dead")
+    clean = actions.add_parser("clean", help="remove the segments of engines that are dead", allow_abbrev=False)
     clean.add_argument("name", nargs="?", metavar="NAME", help="only this engine (needed on macOS)")
     clean.add_argument("--dry-run", action="store_true", help="say what would be removed")
     clean.add_argument("--force", action="store_true", help="also remove what a living engine of that NAME uses")

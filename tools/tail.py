@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 from collections.abc import Iterator
 from typing import Final, NamedTuple
@@ -21,7 +22,7 @@ from tools.topic_filter import PatternError, TopicFilter
 
 _BATCH_SLOTS: Final = 1024
 _IDLE_CHECK_S: Final = 0.5
-_DEFAULT_RAW_PORT: Final = 8801
+_ENDPOINT: Final = re.compile(r"(tcp://)?[^/\s]+:\d+|(ipc|inproc)://\S+")
 
 
 class Piece(NamedTuple):
@@ -50,7 +51,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         nargs="?",
         const="",
         metavar="ENDPOINT",
-        help="receive through ZeroMQ, raw endpoint of a shard (default: that of the engine --name, else port 8801)",
+        help="receive through ZeroMQ, raw endpoint of a shard (default: those of the engine --name)",
     )
     parser.epilog = (
         "examples:\n  tickengine tail 'tick.AAPL'                one symbol's ticks\n"
@@ -59,7 +60,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "  tickengine tail quote --json | jq .data.bid\n"
         "  tickengine tail 'tick.AAPL' --zmq tcp://127.0.0.1:8801\n\n"
         "Quote patterns, or the shell expands them. Times are the venue's, UTC. Ends after --count, when\n"
-        "the engine ends (not with --zmq), or by Ctrl-C.\n\nexit status: 0 done, 2 unusable pattern, 3 no such engine, 130 Ctrl-C"
+        "the engine ends (not with --zmq), or by Ctrl-C.\n\n"
+        "exit status: 0 done, 2 unusable pattern, 3 no such engine, 130 Ctrl-C"
     )
 
 
@@ -67,10 +69,11 @@ def run(args: argparse.Namespace) -> int:
     """Print until the count is reached, the engine is gone, or Ctrl-C."""
     try:
         wanted = TopicFilter(args.patterns)
+        endpoints = raw_endpoints(args.zmq, args.name) if args.zmq is not None else []
     except PatternError as error:
         print(f"tickengine tail: {error}", file=sys.stderr)
         return 2
-    pieces = _from_zmq(args, wanted) if args.zmq is not None else _from_rings(args)
+    pieces = _from_zmq(endpoints, wanted) if endpoints else _from_rings(args)
     return _print(pieces, wanted, args)
 
 
@@ -151,11 +154,11 @@ def _from_rings(args: argparse.Namespace) -> Iterator[Piece]:
         readers.close()
 
 
-def _from_zmq(args: argparse.Namespace, wanted: TopicFilter) -> Iterator[Piece]:
+def _from_zmq(endpoints: list[str], wanted: TopicFilter) -> Iterator[Piece]:
     """Messages of the raw endpoints."""
     from workers.subscriber import Subscriber
 
-    with Subscriber(raw_endpoints(args.zmq, args.name), wanted.topics()) as subscriber:
+    with Subscriber(endpoints, wanted.topics()) as subscriber:
         for message in subscriber:
             gap = (message.gap.from_sequence, message.gap.to_sequence) if message.gap is not None else None
             kind, _, symbol = message.topic.removeprefix("marketdata.").partition(".")
@@ -166,17 +169,22 @@ def _from_zmq(args: argparse.Namespace, wanted: TopicFilter) -> Iterator[Piece]:
 
 
 def raw_endpoints(given: str, engine: str) -> list[str]:
-    """Raw endpoints to connect to: the one given, else those that the engine of that name has written down."""
+    """Raw endpoints to connect to: the one given, else those that the engine of that name has written down.
+
+    Raises ShmError if no engine of that name is on this host, PatternError for what cannot be an endpoint.
+    """
     from shm.status import StatusBlock
 
     if given:
+        if not _ENDPOINT.fullmatch(given):
+            raise PatternError(f"--zmq {given!r} is no endpoint, e.g. tcp://127.0.0.1:8801; patterns go before --zmq")
         return [given if "://" in given else f"tcp://{given}"]
+    block = StatusBlock.attach(engine)
     try:
-        block = StatusBlock.attach(engine)
-    except ShmError:
-        return [f"tcp://127.0.0.1:{_DEFAULT_RAW_PORT}"]
-    try:
-        endpoints = block.facts.get("endpoints", {}).get("raw", [])
-        return [str(endpoint) for endpoint in endpoints] or [f"tcp://127.0.0.1:{_DEFAULT_RAW_PORT}"]
+        zmq = block.facts.get("zmq")
+        endpoints = zmq.get("raw", []) if isinstance(zmq, dict) else []
     finally:
         block.close()
+    if not endpoints:
+        raise ShmError(f"engine {engine!r} does not say where it publishes: give --zmq an ENDPOINT")
+    return [str(endpoint) for endpoint in endpoints]
