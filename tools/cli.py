@@ -7,6 +7,7 @@ imported when it runs, so that `--help` answers at once. Called as the console s
 from __future__ import annotations
 
 import argparse
+import difflib
 import os
 import sys
 from collections.abc import Sequence
@@ -70,11 +71,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if chosen:
             chosen.configure(command)
             command.set_defaults(run=chosen.run)
-    args = parser.parse_args(given)
+    args, unread = parser.parse_known_args(given)
     if args.command is None:
         parser.print_help()
         return EXIT_USAGE
+    if unread and not getattr(args, "takes_unread", False):
+        commands.choices[args.command].error(_unknown(unread[0], commands.choices[args.command]))
+    args.unread = unread
     return _run(args)
+
+
+def _unknown(given: str, command: argparse.ArgumentParser) -> str:
+    options = [option for option in command._option_string_actions if option.startswith("--")]
+    nearest = difflib.get_close_matches(given.partition("=")[0], options, n=1)
+    return f"unknown option {given!r}" + (f"; did you mean {nearest[0]!r}?" if nearest else "")
 
 
 def _run(args: argparse.Namespace) -> int:
