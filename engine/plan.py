@@ -38,6 +38,7 @@ CONTROL_LABEL: Final = "control"
 _SMALL_RING_SLOTS: Final = 4096
 _HOLD_BACK_S: Final = 3.0
 _LOW_LATENCY_WAIT_US: Final = 20.0
+_LOW_LATENCY_SPIN_US: Final = 2000.0
 _MAX_SOCKET_PATH_CHARS: Final = 100  # sun_path has 104 to 108 bytes
 
 
@@ -162,6 +163,7 @@ def make_plan(config: Config, ipc_dir: Path) -> Plan:
                     ipc_dir=str(ipc_dir) if zmq.ipc else "",
                     send_hwm=zmq.send_hwm,
                     reliable=hold_back,
+                    spin_us=max(zmq.spin_us, _LOW_LATENCY_SPIN_US) if config.engine.low_latency else zmq.spin_us,
                     segment_mode=int(config.rings.mode, 8),
                     segment_group=config.rings.group,
                 ),

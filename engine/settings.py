@@ -37,7 +37,7 @@ class EngineSection(Struct, frozen=True, kw_only=True):
         False
     )
     low_latency: Annotated[
-        bool, Meta(description="shorter pauses in the workers' loops: less latency, more CPU time")
+        bool, Meta(description="workers pause shorter and fan-out spins longer: less latency, a core's time")
     ] = False
     max_memory: Annotated[
         ByteSize, Meta(description='refuse to start if the segments need more, e.g. "4GB"; "0" = no limit')
@@ -80,6 +80,10 @@ class ZmqSection(Struct, frozen=True, kw_only=True):
     send_hwm: Annotated[
         int, Meta(ge=1, le=10_000_000, description="messages queued per subscriber; beyond it messages drop and count")
     ] = 100_000
+    spin_us: Annotated[
+        float,
+        Meta(ge=0, le=1e6, description="fan-out spins so long on idle rings before it sleeps: latency against CPU time"),
+    ] = 20.0
 
 
 class RingsSection(Struct, frozen=True, kw_only=True):

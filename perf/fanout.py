@@ -27,6 +27,7 @@ the last turn hold each instrument's records, whole and in order.
 
 from __future__ import annotations
 
+import statistics
 import time
 from typing import Any
 
@@ -52,6 +53,7 @@ BATCH = 4000
 TURN = 4096
 WINDOW = 200_000
 PACE_S = 0.001
+SPIN_US = 2000.0
 LATENCY_RATIO = 1.3
 RATE_RATIO = 5.0
 PEER = "plain pyzmq, one message a tick"
@@ -77,11 +79,12 @@ def latency(plan: Plan) -> Row:
         return float(np.median(everything[-1]))
 
     mine, theirs = alternate(plan, ours, lambda: float(np.median(peers_zmq.one_way_ns(count, PACE_S))))
+    spinning = statistics.median(float(np.median(_one_way_ns(count, spin_us=SPIN_US))) for _ in range(3))
     target = Target(LATENCY_RATIO * theirs.median, "lower")
     p99 = np.percentile(np.concatenate(everything[1:]), 99)
     note = (
         f"{mine.median / theirs.median:.2f} x plain pyzmq (at most {LATENCY_RATIO}); p99 {p99 / 1000:.0f} us; "
-        f"runs {mine.spread('{:.0f}', 1000)} us"
+        f"runs {mine.spread('{:.0f}', 1000)} us; {spinning / theirs.median:.2f} x where fan-out spins (low_latency)"
     )
     return compare("fanout_latency", "ns", mine, "plain pyzmq PUB to SUB", theirs, target=target, note=note)
 
@@ -146,7 +149,7 @@ def _throughput(plan: Plan, name: str, topic: str, count: int, target: Target) -
     return compare(name, "records/s", mine, PEER, theirs, target=target, note=note)
 
 
-def _start_fanout(stage: Stage) -> int:
+def _start_fanout(stage: Stage, **options: Any) -> int:
     """Start the worker with the raw endpoint alone; returns its port."""
     port = free_port()
     stage.start(
@@ -160,6 +163,7 @@ def _start_fanout(stage: Stage) -> int:
             replay_port=0,
             reliable=True,
             log_level="warning",
+            **options,
         )
     )
     return port
@@ -233,9 +237,9 @@ def _subscribe(pipe: Pipe, port: int, topic: str, taken: Any, count: int) -> Non
     pipe.say((len(first.records), elapsed_ns, messages))
 
 
-def _one_way_ns(count: int) -> np.ndarray:
+def _one_way_ns(count: int, **options: Any) -> np.ndarray:
     with Stage(1) as stage:
-        port = _start_fanout(stage)
+        port = _start_fanout(stage, **options)
         with Child(_time, port, count) as subscriber, Child(_write_paced, stage.engine, count) as writer:
             require(writer.hear() == "ready" and subscriber.hear() == "ready", "a role did not start")
             _wait_subscribed(stage)

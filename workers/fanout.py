@@ -154,10 +154,14 @@ class Fanout:
     def run(self) -> None:
         """Turn after turn, until the runtime says stop; then what the rings still hold."""
         runtime, readers = self._runtime, self._readers
+        spin_ns, came = int(self._settings.spin_us * 1000), False
         while not runtime.stopping:
-            if not self.turn():
+            if self.turn():
+                came = True
+            else:
                 self.look_for_subscriptions()
-                readers.wait(MAX_WAIT_S)
+                readers[0].spin_ns = spin_ns if came else 0  # nothing came for a whole wait: spinning would be waste
+                came = readers.wait(MAX_WAIT_S)
         deadline = time.monotonic() + DRAIN_S
         while self.turn() and time.monotonic() < deadline:
             pass

@@ -122,6 +122,7 @@ class FanoutSettings(WorkerSettings, frozen=True, kw_only=True):
     batch_slots: Positive = 32768  # most records of a turn: busy, the more the more records share a message
     reliable: bool = False  # hold the writers back (bounded) instead of losing records: for replays at full speed
     start: Literal["newest", "oldest"] = "newest"
+    spin_us: NotNegative = 20.0  # how long it spins on idle rings before it sleeps: latency against CPU time
     segment_mode: Annotated[int, Meta(ge=0, le=0o777)] = 0o600  # of the topic table, where this worker makes it
     segment_group: str = ""  # empty = the process's own
 
