@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
 TICK_S: Final = 1.0
 STATUS_EVERY_TICKS: Final = 10
+_NAMED_FEEDS: Final = 8  # the facts of a status block have 1024 bytes
 
 
 class Control:
@@ -178,6 +179,7 @@ class Control:
             "zmq": {name: list(addresses)[:2] for name, addresses in self._plan.endpoints.items()},
             "ipc_dir": self._plan.ipc_dir,
             "shape": segments.shape,
+            "feeds": {str(feed.feed_id): feed.name[:24] for feed in self._plan.feeds[:_NAMED_FEEDS]},
         }
 
     def _on_signal(self, number: signal.Signals) -> None:
