@@ -353,6 +353,7 @@ class RingReader(_ring.Reader):
     def close(self) -> None:
         """Leave the ring: give the reader line back and let go of the memory. Safe to call twice."""
         self._leave()
+        self.slots = empty(0)
         if self._lock is not None:
             self._lock.release()
             self._lock = None

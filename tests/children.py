@@ -64,9 +64,11 @@ class Child:
         """The next line that it prints; fails the test if none comes within the deadline or the child ends."""
         assert self.process.stdout is not None
         deadline = time.monotonic() + deadline_s
+        readable = select.poll()
+        readable.register(self.process.stdout, select.POLLIN)
         while b"\n" not in self._unread:
-            ready, _, _ = select.select([self.process.stdout], [], [], max(0.0, deadline - time.monotonic()))
-            assert ready, f"the child said nothing for {deadline_s} s"
+            remaining_s = max(0.0, deadline - time.monotonic())
+            assert readable.poll(remaining_s * 1000), f"the child said nothing for {deadline_s} s"
             chunk = os.read(self.process.stdout.fileno(), 65536)
             assert chunk, f"the child ended with status {self.process.wait()}"
             self._unread += chunk

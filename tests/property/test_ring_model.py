@@ -64,7 +64,7 @@ class RingMachine(RuleBasedStateMachine):
     def _note(self, payloads: list[int]) -> None:
         self.published += payloads
         for reader in self.modelled:
-            if reader.reliable and len(self.published) >= reader.position + self.depth:
+            if payloads and reader.reliable and len(self.published) >= reader.position + self.depth:
                 reader.demoted = True
                 reader.reliable = False
 
@@ -145,6 +145,7 @@ class RingMachine(RuleBasedStateMachine):
     @rule()
     def writer_dies_and_another_takes_over(self) -> None:
         self.writer._lock.release()  # what the kernel does for a process that ends
+        self.writer._segment.close()
         self.writer = RingWriter.open(self.engine, 0)
         assert self.writer.restarted
         assert self.writer.recovered_sequence == len(self.published) + 1
