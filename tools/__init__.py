@@ -1,1 +1,1 @@
-
+"""The command line. Start reading in README.md."""
