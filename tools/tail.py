@@ -182,9 +182,18 @@ def raw_endpoints(given: str, engine: str) -> list[str]:
     block = StatusBlock.attach(engine)
     try:
         zmq = block.facts.get("zmq")
-        endpoints = zmq.get("raw", []) if isinstance(zmq, dict) else []
+        endpoints = [str(address) for address in (zmq.get("raw", []) if isinstance(zmq, dict) else [])]
+        shards = sum(process.role == "fanout" for process in block.processes())
     finally:
         block.close()
     if not endpoints:
         raise ShmError(f"engine {engine!r} does not say where it publishes: give --zmq an ENDPOINT")
-    return [str(endpoint) for endpoint in endpoints]
+    return shard_endpoints(endpoints, shards)
+
+
+def shard_endpoints(known: list[str], shards: int) -> list[str]:
+    """One endpoint a shard. Facts name the first few only; the ports of the others follow theirs."""
+    host, _, port = known[0].rpartition(":")
+    if not port.isdecimal():
+        return known
+    return known + [f"{host}:{int(port) + shard}" for shard in range(len(known), shards)]
