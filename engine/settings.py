@@ -82,7 +82,9 @@ class ZmqSection(Struct, frozen=True, kw_only=True):
     ] = 100_000
     spin_us: Annotated[
         float,
-        Meta(ge=0, le=1e6, description="fan-out spins so long on idle rings before it sleeps: latency against CPU time"),
+        Meta(
+            ge=0, le=1e6, description="fan-out spins so long on idle rings before it sleeps: latency against CPU time"
+        ),
     ] = 20.0
 
 

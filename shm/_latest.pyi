@@ -3,9 +3,7 @@ from typing import Any
 INTERVALS_MAX: int
 COUNTERS: tuple[str, ...]
 
-def table_bytes(
-    instruments: int, depth: int, chunk_records: int, chunks: int, interval_s: tuple[int, ...]
-) -> int: ...
+def table_bytes(instruments: int, depth: int, chunk_records: int, chunks: int, interval_s: tuple[int, ...]) -> int: ...
 def format_table(
     buffer: Any,
     instruments: int,

@@ -267,9 +267,6 @@ def test_replay_info_of_damaged_and_unknown_files_is_status_1(samples: Path, tmp
     assert cli("replay-info", str(samples / TRADES), "--date", "yesterday").returncode == 2
 
 
-@pytest.mark.xfail(
-    strict=True, reason="workers/decoders/capture_file.py takes a zstd stream that is cut short for its end"
-)
 def test_replay_info_sees_that_a_zstd_file_is_cut_short(samples: Path, tmp_path: Path) -> None:
     (tmp_path / "cut.dbn.zst").write_bytes((samples / MBP).read_bytes()[:20_000])
     assert cli("replay-info", str(tmp_path / "cut.dbn.zst")).returncode == 1

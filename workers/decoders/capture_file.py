@@ -15,6 +15,7 @@ from workers.decoders.protocol import FramingError
 
 PIECE_BYTES: Final = 1 << 18
 GZIP_MAGIC: Final = b"\x1f\x8b"
+_ZSTD_PIECE_BYTES: Final = 1 << 14  # packed; a piece is unpacked whole, so its size bounds memory
 ZSTD_MAGIC: Final = b"\x28\xb5\x2f\xfd"
 
 
@@ -57,16 +58,33 @@ class _Zstd:
         import zstandard
 
         self._error: type[Exception] = zstandard.ZstdError
-        self._reader = zstandard.ZstdDecompressor().stream_reader(file, read_across_frames=True, closefd=False)
-        self._offset = 0
+        self._context: Any = zstandard.ZstdDecompressor()
+        self._file = file
+        self._frame: Any = None  # the frame being unpacked; None between two
+        self._packed = b""
+        self._ready = b""
+        self._offset = 0  # unpacked bytes so far
 
     def read(self, size: int) -> bytes:
-        try:
-            data: bytes = self._reader.read(size)
-        except self._error as problem:
-            raise FramingError("zstd", self._offset, str(problem)) from None
-        self._offset += len(data)
-        return data
+        while not self._ready:
+            self._packed = self._packed or self._file.read(_ZSTD_PIECE_BYTES)
+            if not self._packed:
+                if self._frame is not None:
+                    raise FramingError("zstd", self._offset, "the file ends inside the compressed stream")
+                return b""
+            if self._frame is None:
+                self._frame = self._context.decompressobj()
+            try:
+                self._ready = self._frame.decompress(self._packed)
+            except self._error as problem:
+                raise FramingError("zstd", self._offset, str(problem)) from None
+            self._offset += len(self._ready)
+            self._packed = b""
+            if self._frame.eof:
+                self._packed = self._frame.unused_data
+                self._frame = None
+        piece, self._ready = self._ready[:size], self._ready[size:]
+        return piece
 
 
 class CaptureFile:
