@@ -44,7 +44,9 @@ class HealthAnswer(Struct, kw_only=True):
     status: Literal["healthy", "degraded", "unhealthy"]
     engine: Annotated[str, Meta(description="name of the engine")]
     messages_processed: Annotated[Count, Meta(description="records published since the start")]
-    data_points_stored: Annotated[Count, Meta(description="records applied to L1 since the start")]
+    data_points_stored: Annotated[
+        Count, Meta(description="records in the journal since the start; without a recorder those in L1")
+    ]
     subscriptions_served: Annotated[Count, Meta(description="topics that ZeroMQ subscribers have asked for")]
     active_feeds: Annotated[Count, Meta(description="feeds that deliver")]
     symbols_tracked: Count
@@ -203,6 +205,64 @@ class FeedAnswer(Struct, kw_only=True):
     why: str
     process: str
     rate: Annotated[float, Meta(description="records a second, lately")]
+    group: str
+    rank: Count
+    configured: Annotated[bool, Meta(description="by file or command line: can be paused, not changed or removed here")]
+
+
+FeedDataType = Literal["tick", "quote", "bar", "trade", "level2", "news"]
+
+
+class CreateFeed(Struct, kw_only=True, forbid_unknown_fields=True):
+    """Body of POST /feeds."""
+
+    symbol: Annotated[
+        str, Meta(min_length=1, max_length=32, description="1 to 32 bytes without blanks; * = all that the source has")
+    ]
+    data_source: Annotated[
+        str,
+        Meta(min_length=1, max_length=64, description="mock, replay, internal (what is posted to /data/ingest), ..."),
+    ]
+    data_types: Annotated[list[FeedDataType], Meta(max_length=6, description="empty = all that the source has")] = (
+        field(default_factory=list)
+    )
+    group: Annotated[str, Meta(max_length=64, description="feeds of the same thing from several sources")] = ""
+    rank: Annotated[int, Meta(ge=0, le=1000, description="order within the group, 0 first")] = 0
+    options: Annotated[
+        dict[str, Any],
+        Meta(
+            max_length=64,
+            description='settings of the source: {"rate": 100} of mock, {"file": ..., "speed": 1} of replay',
+        ),
+    ] = field(default_factory=dict)
+
+
+class ChangeFeed(Struct, kw_only=True, forbid_unknown_fields=True):
+    """Body of PATCH /feeds/{feed_id}."""
+
+    data_types: Annotated[
+        Annotated[list[FeedDataType], Meta(max_length=6)] | None, Meta(description="take these; empty = all")
+    ] = None
+    paused: Annotated[bool | None, Meta(description="true: take nothing until false")] = None
+
+
+class FeedCreated(Struct, kw_only=True):
+    """POST /feeds."""
+
+    status: Annotated[
+        Literal["created", "restarted", "exists"],
+        Meta(description="created with 201; the others, for a request that was made before, with 200"),
+    ]
+    feed_id: str
+    symbol: str
+    data_source: str
+
+
+class FeedRemoved(Struct, kw_only=True):
+    """DELETE /feeds/{feed_id}."""
+
+    status: Literal["removed"] = "removed"
+    feed_id: str
 
 
 class FeedsAnswer(Struct, kw_only=True):
@@ -260,6 +320,22 @@ class DailyStats(Struct, kw_only=True):
     close: float | None
     volume: float | None
     vwap: float | None
+
+
+class RejectedPoint(Struct, kw_only=True):
+    """A point that was not stored."""
+
+    index: Annotated[Count, Meta(description="its place among the points sent, from 0")]
+    error: Annotated[str, Meta(description="which field, and why")]
+
+
+class IngestAnswer(Struct, kw_only=True):
+    """POST /data/ingest."""
+
+    status: Literal["ingested"] = "ingested"
+    count: Annotated[Count, Meta(description="points of this request that are stored")]
+    total_stored: Annotated[Count, Meta(description="points stored by this call since the engine's start")]
+    rejected: list[RejectedPoint]
 
 
 class SnapshotBody(Struct, kw_only=True):

@@ -43,6 +43,8 @@ ENVIRONMENT: Final[dict[str, str]] = {
     "MARKETDATA_MAX_CPU": "placement.max_cores",
 }
 
+GATEWAY_BELOW_HTTP: Final = 200  # ports: 8600 beside 8800
+
 _TRUE: Final = frozenset({"1", "true", "yes", "on"})
 _FALSE: Final = frozenset({"0", "false", "no", "off"})
 _UNITS: Final = {
@@ -211,17 +213,29 @@ def _check_together(config: Config) -> None:
             "version does not have; use 127.0.0.1, and forward the ports through a VPN or SSH if you must"
         )
     last_port = config.zmq.base_port + 31 + config.workers.fanout - 1
-    ports = range(config.zmq.base_port + 1, last_port + 1)
     if config.workers.fanout > 10 or last_port > 65535:
         raise ConfigError(f"[zmq] base_port = {config.zmq.base_port}: the last port would be {last_port}")
-    if config.http.port in ports:
-        taken = {
-            config.zmq.base_port + offset + shard
-            for offset in (1, 11, 21, 31)
-            for shard in range(config.workers.fanout)
-        }
-        if config.http.port in taken:
-            raise ConfigError(f"[http] port = {config.http.port} is also a ZeroMQ port; move it or [zmq] base_port")
+    taken = {
+        config.zmq.base_port + offset + shard for offset in (1, 11, 21, 31) for shard in range(config.workers.fanout)
+    }
+    if config.http.port in taken:
+        raise ConfigError(f"[http] port = {config.http.port} is also a ZeroMQ port; move it or [zmq] base_port")
+    if config.gateway.enabled:
+        _check_gateway(config, taken)
+
+
+def _check_gateway(config: Config, zmq_ports: set[int]) -> None:
+    port = gateway_port(config)
+    if port < 1:
+        raise ConfigError(f"[http] port = {config.http.port}: {GATEWAY_BELOW_HTTP} less is no port; set [gateway] port")
+    if port == config.http.port or port in zmq_ports:
+        other = "the HTTP port" if port == config.http.port else "a ZeroMQ port"
+        raise ConfigError(f"[gateway] port: {port} is also {other}; set another")
+
+
+def gateway_port(config: Config) -> int:
+    """Where WebSocket clients connect: as set, or a fixed distance below the HTTP port."""
+    return config.gateway.port or config.http.port - GATEWAY_BELOW_HTTP
 
 
 def is_loopback(host: str) -> bool:

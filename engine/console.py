@@ -52,8 +52,9 @@ class Console:
         raw, msgpack, json = (plan.endpoints[kind][0] for kind in ("raw", "msgpack", "json"))
         self.process("control", pid, "", "supervises, serves HTTP")
         word = self._paint(_GREEN, "ready")
+        ws = f"  {plan.ws_url}" if plan.ws_url else ""
         print(
-            f"{word}  {self._paint(_BOLD, plan.http_url)}  zmq raw {raw}  msgpack {msgpack}  json {json}",
+            f"{word}  {self._paint(_BOLD, plan.http_url)}{ws}  zmq raw {raw}  msgpack {msgpack}  json {json}",
             file=self._out,
         )
         print(self._paint(_DIM, "       Ctrl-C stops it"), file=self._out, flush=True)

@@ -17,21 +17,22 @@ import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Final
 
-from engine.access import Gate, read_token
-from engine.config import is_loopback
+from engine.access import Gate, read_tokens
+from engine.config import gateway_port, is_loopback
 from engine.console import Console
 from engine.errors import EXIT_CLEAN, EXIT_INTERRUPTED, ConfigError
+from engine.feeds import hosted
 from engine.notify import Notifier
-from engine.plan import Plan, make_plan, missing_files, runtime_dir
+from engine.plan import Plan, data_folder, make_plan, missing_files, runtime_dir
 from engine.segments import Segments, make_runtime_dir
 from engine.server import HttpServer, bind, check_free
 from engine.settings import Config
+from engine.store import Store
 from engine.supervisor import Supervisor, Worker
 from shm.status import ProcessState
 
 if TYPE_CHECKING:
-    from litestar import Litestar
-
+    from engine.audit import Audited, AuditLog
     from engine.commands import CommandChannel
     from engine.observer import Observer
 
@@ -51,9 +52,12 @@ class Control:
         self._stop_wanted = asyncio.Event()
         self._stop_now = asyncio.Event()
         self._stop_why = ""
-        self._token = read_token(config, env)
+        self._tokens = read_tokens(config, env)
         folder = runtime_dir(env, config.engine.name)
-        self._plan: Plan = make_plan(config, folder)
+        self._store = Store(data_folder(config))
+        self._stored = self._store.feeds()
+        secrets = tuple(token.secret.decode() for token in self._tokens)
+        self._plan: Plan = make_plan(config, folder, hosted(self._stored), tokens=secrets)
         missing = missing_files(self._plan)
         if missing:
             raise ConfigError(
@@ -67,6 +71,7 @@ class Control:
         self._observer: Observer | None = None
         self._server: HttpServer | None = None
         self._commands: CommandChannel | None = None
+        self._audit: AuditLog | None = None
 
     async def run(self) -> int:
         """Start, serve until told to stop, stop; returns the exit status. Raises EngineError if the start fails."""
@@ -94,6 +99,8 @@ class Control:
         for kind, addresses in plan.endpoints.items():
             for address in addresses:
                 check_free(config.zmq.host, int(address.rpartition(":")[2]), f"ZeroMQ port ({kind})")
+        if plan.ws_url:
+            check_free(config.gateway.host, gateway_port(config), "WebSocket port ([gateway] port)")
 
     async def _start(self) -> None:
         config, plan, console = self._config, self._plan, self._console
@@ -125,13 +132,22 @@ class Control:
         console.ready(plan, os.getpid())
         self._notifier.ready(f"{len(plan.workers)} workers, {len(plan.feeds)} feeds, {plan.http_url}")
 
-    def _load_http(self, segments: Segments, supervisor: Supervisor) -> tuple[Observer, Litestar]:
+    def _load_http(self, segments: Segments, supervisor: Supervisor) -> tuple[Observer, Audited]:
+        from engine.audit import Audited, AuditLog
+        from engine.feeds import Feeds
         from engine.http import make_app
+        from engine.intake import Intake
         from engine.observer import Observer
 
-        observer = Observer(self._config, self._plan, segments, supervisor)
-        gate = Gate(self._token, loopback=is_loopback(self._config.http.host), now_s=time.monotonic())
-        return observer, make_app(observer, gate)
+        http = self._config.http
+        gate = Gate(self._tokens, loopback=is_loopback(http.host), requests_per_second=http.requests_per_second)
+        intake = Intake(self._config, segments, supervisor)
+        book = Feeds(self._plan, self._stored, self._store, supervisor, intake.composer.feeds)
+        if self._commands is not None:
+            book.connect(self._commands)
+        observer = Observer(self._config, self._plan, segments, supervisor, book)
+        self._audit = AuditLog(data_folder(self._config), on_lost=supervisor.own.counter("audit_lost").add)
+        return observer, Audited(make_app(observer, gate, intake), self._audit, gate.caller)
 
     def _announce(self, worker: Worker) -> None:
         view = self._segments.status.process(worker.plan.label) if self._segments is not None else None
@@ -177,6 +193,7 @@ class Control:
         return {
             "http": self._plan.http_url,
             "zmq": {name: list(addresses)[:2] for name, addresses in self._plan.endpoints.items()},
+            "ws": self._plan.ws_url,
             "ipc_dir": self._plan.ipc_dir,
             "shape": segments.shape,
             "feeds": {str(feed.feed_id): feed.name[:24] for feed in self._plan.feeds[:_NAMED_FEEDS]},
@@ -212,6 +229,9 @@ class Control:
             await self._server.stop()
         if self._commands is not None:
             self._commands.close()
+        self._store.close()
+        if self._audit is not None:
+            self._audit.close()
         published = self._observer.current().published if self._observer is not None else 0
         if self._observer is not None:
             self._observer.close()

@@ -5,7 +5,12 @@
     |-- SharedMemoryError      exit 3   the machine's: shared memory is full, not permitted, or of another layout
     |-- PortBusy               exit 4   a port that the engine needs is taken
     |-- WorkerNeverStarted     exit 5   a worker did not become ready at start
-    `-- AlreadyRunning         exit 6   a live engine has this name
+    |-- AlreadyRunning         exit 6   a live engine has this name
+    |-- StoreError             exit 1   the machine's: what must outlive the engine can't be written
+    `-- FeedError              a change of feeds that was asked for over HTTP and not made; never ends the process
+        |-- FeedRefused        the asker's: it can't work; says what to do
+        |-- FeedConflict       the asker's: not as things are
+        `-- Unavailable        the machine's: not now
 
 Exit 0 is a clean stop (SIGTERM, SIGINT, or a replay that ended under `exit_when_done`), and 130 a second Ctrl-C that
 cut the stop short.
@@ -59,3 +64,23 @@ class AlreadyRunning(EngineError):
     """A live control process has this engine name."""
 
     exit_status = EXIT_RUNNING
+
+
+class StoreError(EngineError):
+    """The file under the data folder can't be written."""
+
+
+class FeedError(EngineError):
+    """Feeds are as they were before."""
+
+
+class FeedRefused(FeedError, ValueError):
+    """Asked for again it will not work either."""
+
+
+class FeedConflict(FeedError):
+    """It could work if something else were changed first."""
+
+
+class Unavailable(FeedError):
+    """It may work in a moment."""

@@ -79,8 +79,10 @@ class SampleCollector(Collector):
         processed = CounterMetricFamily("marketdata_messages_processed", "Records published into the rings")
         processed.add_metric([], sample.published)
         yield processed
-        stored = CounterMetricFamily("marketdata_data_points_stored", "Records applied to L1")
-        stored.add_metric([], sample.total("records_applied"))
+        stored = CounterMetricFamily(
+            "marketdata_data_points_stored", "Records in the journal; without a recorder in L1"
+        )
+        stored.add_metric([], sample.stored)
         yield stored
         latency = HistogramMetricFamily(
             "marketdata_processing_latency_seconds", "From the record in its ring to a consumer's hands, all consumers"

@@ -15,6 +15,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Final
 
+from engine.plan import CONTROL_LABEL
 from engine.sample import Sample
 from shm.status import ProcessState
 
@@ -101,11 +102,19 @@ class FeedWatch:
             if counts is None:
                 continue
             cadence.ended, cadence.down, cadence.paused = counts.ended, counts.down, counts.paused
+            if counts.paused:
+                cadence.changed_s = now_s  # a pause by hand is none of its own
+            if counts.records < cadence.records:
+                cadence.records = 0  # its number was another feed's
             if counts.records != cadence.records:
                 pause_s = now_s - cadence.changed_s if cadence.records else 0.0
                 fade = math.exp2(-pause_s / CADENCE_HALF_LIFE_S)
                 cadence.longest_s = max(cadence.longest_s * fade, pause_s)
                 cadence.records, cadence.changed_s = counts.records, now_s
+
+    def forget(self, feed_id: int) -> None:
+        """That number is a new feed's."""
+        self.feeds.pop(feed_id, None)
 
     def silent_s(self, feed_id: int, now_s: float) -> float:
         """Seconds since the feed's records grew, or since it was expected."""
@@ -154,7 +163,8 @@ def judge(
 
 
 def _running(workers: tuple[Expected, ...], feed: FeedExpected) -> bool:
-    return any(worker.label == feed.label and worker.phase == "running" for worker in workers)
+    own = feed.label == CONTROL_LABEL  # what is posted to this very process
+    return own or any(worker.label == feed.label and worker.phase == "running" for worker in workers)
 
 
 def _check_process(sample: Sample, worker: Expected, limits: Limits) -> Check:
@@ -174,6 +184,12 @@ def _check_process(sample: Sample, worker: Expected, limits: Limits) -> Check:
     age_s = (sample.now_ns - process.heartbeat_ns) / 1e9
     if age_s > limits.heartbeat_timeout_s:
         return Check(name, Verdict.DEGRADED, f"silent for {age_s:.1f} s")
+    if process.gauges.get("journal_stalled"):
+        behind = sum(
+            reader.lag for readers in sample.readers.values() for reader in readers if reader.pid == process.pid
+        )
+        why = f"nothing can be written to its folder now (see the log); {behind} records behind, it keeps its position"
+        return Check(name, Verdict.DEGRADED, why)
     if worker.recent:
         return Check(name, Verdict.DEGRADED, f"restarted a moment ago ({often}), last: {worker.last_end}")
     return Check(

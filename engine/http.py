@@ -1,13 +1,15 @@
 """The HTTP interface: routes over the observer, and the Litestar application made of them.
 
 Imported late, in the running event loop, because Litestar takes a quarter of a second: workers are spawned before.
-Routes read what the observer has sampled and the latest-value table; they never touch a ring, never wait for a worker,
-and hold no state. Errors are problem details (engine/problems.py), types are in engine/answers.py.
+Routes here read what the observer has sampled and the latest-value table; they never touch a ring, never wait for a
+worker, and hold no state; feeds and ingest are in modules of their own. Errors are problem details
+(engine/problems.py), types are in engine/answers.py.
 """
 
 from __future__ import annotations
 
 import time
+from datetime import datetime
 from importlib.resources import files
 from typing import Annotated, Any, Final, Literal
 
@@ -18,16 +20,18 @@ from litestar.di import Provide
 from litestar.exceptions import HTTPException
 from litestar.openapi import OpenAPIConfig, ResponseSpec
 from litestar.openapi.plugins import JsonRenderPlugin
-from litestar.openapi.spec import OpenAPIMediaType, OpenAPIResponse, OpenAPIType, Schema
-from litestar.openapi.spec import Parameter as OpenAPIParameter
 from litestar.params import Parameter
 
 from engine import answers, replies
 from engine.access import Gate
 from engine.exposition import render
 from engine.health import Verdict
+from engine.http_feeds import FEED_ROUTES
+from engine.http_ingest import ingest
+from engine.http_schema import complete_schema
+from engine.intake import Intake
 from engine.observer import Observer
-from engine.problems import MEDIA_TYPE, Refusal, on_bug, on_http_error
+from engine.problems import Refusal, on_bug, on_http_error
 from shm.errors import ShmError
 from shm.layout import TYPE_NAMES, RecordType
 from shm.message import iso_time
@@ -67,7 +71,7 @@ async def health(observer: Observer) -> Response[answers.HealthAnswer]:
         status=replies.word(verdict.verdict),
         engine=observer.config.engine.name,
         messages_processed=sample.published,
-        data_points_stored=sample.total("records_applied"),
+        data_points_stored=sample.stored,
         subscriptions_served=sample.total("subscriptions", "fanout"),
         active_feeds=verdict.active_feeds,
         symbols_tracked=sample.symbols,
@@ -176,15 +180,6 @@ async def symbols(observer: Observer) -> answers.SymbolsAnswer:
     return answers.SymbolsAnswer(symbols=known, count=len(known))
 
 
-@get("/feeds", tags=["feeds"], summary="Every feed: state, counts, why")
-async def feeds(observer: Observer) -> answers.FeedsAnswer:
-    """The configured feeds."""
-    listed = [replies.feed(view) for view in observer.feeds()]
-    return answers.FeedsAnswer(
-        feeds=listed, count=len(listed), total_messages=sum(feed.message_count for feed in listed)
-    )
-
-
 @get(
     "/data/{symbol:str}",
     tags=["data"],
@@ -194,8 +189,11 @@ async def feeds(observer: Observer) -> answers.FeedsAnswer:
 async def data(
     observer: Observer,
     symbol: Symbol,
+    *,
     data_type: Annotated[DataType, Parameter(description="which records")] = "all",
     limit: Annotated[int, Parameter(ge=1, le=100_000, description="at most so many, the newest")] = 100,
+    start: Annotated[datetime | None, Parameter(description="venue's time, from; UTC if it names no zone")] = None,
+    end: Annotated[datetime | None, Parameter(description="venue's time, before; UTC if it names no zone")] = None,
 ) -> answers.DataAnswer:
     """Oldest first, from L1. 404 for a symbol never seen."""
     own = observer.supervisor.own
@@ -205,7 +203,7 @@ async def data(
     instrument_id = _instrument(observer, symbol)
     kind = None if data_type == "all" else RecordType(TYPE_NAMES.index(data_type))
     try:
-        records = observer.latest().history(instrument_id, limit, kind)
+        records = replies.history(observer.latest(), instrument_id, limit, kind, start=start, end=end)
     except ShmError as error:
         raise Refusal(503, f"L1 can not be read now: {error}", {"Retry-After": "1"}) from error
     own.counter("cache_hits" if len(records) else "cache_misses").add()
@@ -255,20 +253,43 @@ async def snapshot(observer: Observer, symbol: Symbol) -> answers.SnapshotAnswer
     )
 
 
-def make_app(observer: Observer, gate: Gate) -> Litestar:
+def make_app(observer: Observer, gate: Gate, intake: Intake) -> Litestar:
     """The application. `gate` decides on each request before a route sees it."""
+    requests = observer.supervisor.own.counter("http_requests")
 
     def before(request: Request[Any, Any, Any]) -> None:
-        own = observer.supervisor.own
-        own.counter("http_requests").add()
-        if not gate.takes(time.monotonic()):
-            raise Refusal(429, "too many requests: at most 500 a second in the long run", {"Retry-After": "1"})
-        if not gate.allows(request.url.path, request.headers.get("authorization")):
-            raise Refusal(401, "a bearer token is needed: Authorization: Bearer ...", {"WWW-Authenticate": "Bearer"})
+        requests.add()
+        scope, headers = request.scope, request.headers
+        denial = gate.denial(
+            scope["method"],
+            scope["path"],
+            authorization=headers.get("authorization"),
+            peer=scope["client"][0] if scope["client"] else "",
+            host=headers.get("host", ""),
+            now_s=time.monotonic(),
+        )
+        if denial is not None:
+            raise Refusal(denial.status, denial.detail, denial.headers)
 
+    reading = [
+        page,
+        health,
+        live,
+        ready,
+        metrics,
+        metrics_prometheus,
+        processes,
+        readers,
+        symbols,
+        data,
+        snapshot,
+    ]
     app = Litestar(
-        [page, health, live, ready, metrics, metrics_prometheus, processes, readers, symbols, feeds, data, snapshot],
-        dependencies={"observer": Provide(lambda: observer, sync_to_thread=False)},
+        [*reading, *FEED_ROUTES, ingest],
+        dependencies={
+            "observer": Provide(lambda: observer, sync_to_thread=False),
+            "intake": Provide(lambda: intake, sync_to_thread=False),
+        },
         before_request=before,
         exception_handlers={HTTPException: on_http_error, Exception: on_bug},
         openapi_config=OpenAPIConfig(
@@ -284,51 +305,8 @@ def make_app(observer: Observer, gate: Gate) -> Litestar:
         response_cache_config=ResponseCacheConfig(default_expiration=None),
         debug=False,
     )
-    _complete_schema(app, observer.config.http.max_data_records)
+    complete_schema(app, observer.config.http)
     return app
-
-
-def _complete_schema(app: Litestar, max_data_records: int) -> None:
-    """Say in the schema what routes alone can't: problem details, this engine's limit, the formats of /metrics."""
-    schema = app.openapi_schema
-    text = OpenAPIMediaType(schema=Schema(type=OpenAPIType.STRING))
-    for path, item in (schema.paths or {}).items():
-        for operation in (item.get, item.post):
-            if operation is None or operation.responses is None:
-                continue
-            operation.responses.pop("400", None)
-            for parameter in operation.parameters or ():
-                if isinstance(parameter, OpenAPIParameter) and parameter.name == "limit" and parameter.schema:
-                    parameter.schema.maximum = max_data_records  # type: ignore[union-attr]  # it is no reference
-            problems = {401: "a bearer token is needed", 429: "too many requests", 500: "a fault of the engine"}
-            if operation.parameters:
-                problems |= {404: "a symbol never seen", 422: "an unusable value", 503: "can not be read now"}
-            for status, words in problems.items():
-                content = {MEDIA_TYPE: OpenAPIMediaType(schema=_problem_schema())}
-                operation.responses.setdefault(str(status), OpenAPIResponse(description=words, content=content))
-            success = operation.responses.get("200")
-            if path.startswith("/metrics") and isinstance(success, OpenAPIResponse) and success.content is not None:
-                success.content["text/plain"] = text
-                success.content["application/openmetrics-text"] = text
-
-
-def _problem_schema() -> Schema:
-    string = Schema(type=OpenAPIType.STRING)
-    field_error = Schema(
-        type=OpenAPIType.OBJECT, properties={"field": string, "why": string}, required=["field", "why"]
-    )
-    return Schema(
-        type=OpenAPIType.OBJECT,
-        description="RFC 9457 problem details",
-        properties={
-            "type": string,
-            "title": string,
-            "status": Schema(type=OpenAPIType.INTEGER),
-            "detail": string,
-            "errors": Schema(type=OpenAPIType.ARRAY, items=field_error),
-        },
-        required=["title", "status", "detail"],
-    )
 
 
 def _exposition(observer: Observer, accept: str) -> Response[Any]:

@@ -13,7 +13,8 @@ from typing import Final
 
 from engine import rates
 from engine.exposition import FeedLabel, SampleCollector
-from engine.health import Check, Expected, FeedExpected, FeedWatch, Health, Limits, feed_state, judge
+from engine.feeds import Entry, Feeds
+from engine.health import Check, Expected, FeedWatch, Health, Limits, feed_state, judge
 from engine.lifecycle import Phase
 from engine.plan import Plan
 from engine.sample import WINDOW_S, History, Sample, take_sample
@@ -35,6 +36,7 @@ class FeedView:
     """One feed, for the API."""
 
     spec: FeedSpec
+    entry: Entry
     state: str
     active: bool
     last_update_ns: int
@@ -49,12 +51,13 @@ class FeedView:
 class Observer:
     """Eyes of the control process."""
 
-    def __init__(self, config: Config, plan: Plan, segments: Segments, supervisor: Supervisor) -> None:
+    def __init__(self, config: Config, plan: Plan, segments: Segments, supervisor: Supervisor, book: Feeds) -> None:
         """Nothing is read yet."""
         self.config = config
         self.plan = plan
         self.segments = segments
         self.supervisor = supervisor
+        self.book = book
         self.history = History()
         self.stopping = False
         self.started_s = time.monotonic()
@@ -70,16 +73,12 @@ class Observer:
             first_data_s=config.health.first_data_s,
             latency_alert_ms=config.health.latency_alert_ms,
         )
-        labels = {
-            feed.feed_id: worker.label for worker in plan.workers for feed in getattr(worker.settings, "feeds", ())
-        }
-        self.expected = tuple(FeedExpected(feed.feed_id, feed.name, labels[feed.feed_id]) for feed in plan.feeds)
 
     def tick(self) -> None:
         """Once a second: a sample for the history, the feeds' cadence, alerts."""
         sample = self._take()
         self.history.add(sample)
-        self._watch.observe(sample, self.expected)
+        self._watch.observe(sample, self.book.expected)
         self._restarts.append((sample.monotonic_s, self._restart_counts()))
         while len(self._restarts) > 2 and sample.monotonic_s - self._restarts[0][0] > WINDOW_S:
             self._restarts.pop(0)
@@ -99,23 +98,25 @@ class Observer:
             sample,
             before,
             workers=self._workers(),
-            feeds=self.expected,
+            feeds=self.book.expected,
             watch=self._watch,
             limits=self.limits,
             stopping=self.stopping,
         )
 
     def feeds(self) -> list[FeedView]:
-        """Every feed of the plan."""
+        """Every feed."""
         sample = self.current()
         whys = {check.name: check for check in self.health().checks}
         views = []
-        for spec, expected in zip(self.plan.feeds, self.expected, strict=True):
+        for entry, expected in zip(self.book.entries.values(), self.book.expected, strict=True):
+            spec = entry.spec
             counts = sample.feeds.get(spec.feed_id)
             state = feed_state(sample, expected, self._watch, self.limits)
             views.append(
                 FeedView(
                     spec=spec,
+                    entry=entry,
                     state=state,
                     active=state == "active",
                     last_update_ns=counts.last_update_ns if counts else 0,
@@ -133,18 +134,24 @@ class Observer:
         """The exposition of this moment."""
         sample = self.current()
         feeds = {
-            view.spec.feed_id: FeedLabel(view.spec.name, view.spec.source, view.rate, view.active)
+            view.spec.feed_id: FeedLabel(view.spec.name, view.entry.data_source, view.rate, view.active)
             for view in self.feeds()
         }
         rate = rates.messages_rate(self.history, sample)
         return SampleCollector(sample, feeds, self._restart_counts(), rate)
 
+    def feeds_changed(self, fresh: int = 0) -> None:
+        """A feed was changed just now: look again. `fresh` is the number of a new one, whose cadence is not known."""
+        if fresh:
+            self._watch.forget(fresh)
+        self._watch.observe(self._take(), self.book.expected)
+
     @property
     def replays_ended(self) -> bool:
         """Whether there are feeds, and all of them have come to their end."""
         sample = self.current()
-        ended = [counts.ended for counts in sample.feeds.values()]
-        return len(ended) == len(self.plan.feeds) > 0 and all(ended)
+        counts = [sample.feeds.get(feed.feed_id) for feed in self.book.expected]
+        return bool(counts) and all(found is not None and found.ended for found in counts)
 
     def latest(self) -> LatestTable:
         """The latest-value table, attached read-only at first use. ShmError if it can't be."""

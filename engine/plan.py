@@ -6,6 +6,8 @@ mapping is
     ring 0   control process      status records of the engine, HTTP ingest
     ring 1   cache                bars
     ring 2+i ingest-i             feeds, dealt out in turn
+
+The recorder reads all of them and writes none.
 """
 
 from __future__ import annotations
@@ -18,15 +20,18 @@ from typing import Any, Final
 
 import msgspec
 
+from engine.config import gateway_port, is_loopback, parse_bytes
 from engine.errors import ConfigError
 from engine.settings import Config, FeedSection
 from workers.spec import (
     CacheSettings,
     FanoutSettings,
     FeedSpec,
+    GatewaySettings,
     IngestSettings,
     Placement,
     QualitySettings,
+    RecorderSettings,
     WorkerSettings,
 )
 
@@ -34,8 +39,8 @@ CONTROL_RING: Final = 0
 BAR_RING: Final = 1
 FIRST_INGEST_RING: Final = 2
 CONTROL_LABEL: Final = "control"
+GATEWAY_LABEL: Final = "gateway"
 
-_SMALL_RING_SLOTS: Final = 4096
 _HOLD_BACK_S: Final = 3.0
 _LOW_LATENCY_WAIT_US: Final = 20.0
 _LOW_LATENCY_SPIN_US: Final = 2000.0
@@ -82,6 +87,7 @@ class Plan:
     ipc_dir: str
     http_url: str
     endpoints: dict[str, tuple[str, ...]]  # "raw", "msgpack", "json", "replay" -> one address a shard
+    ws_url: str = ""  # of the gateway; empty = there is none
 
 
 def runtime_dir(env: Mapping[str, str], engine: str) -> Path:
@@ -93,8 +99,10 @@ def runtime_dir(env: Mapping[str, str], engine: str) -> Path:
     return Path(env.get("TMPDIR", "/tmp")) / f"tickengine-{os.getuid()}" / engine
 
 
-def make_plan(config: Config, ipc_dir: Path) -> Plan:
-    """The plan that a configuration asks for.
+def make_plan(config: Config, ipc_dir: Path, added: tuple[FeedSpec, ...] = (), *, tokens: tuple[str, ...] = ()) -> Plan:
+    """The plan that a configuration asks for, with the feeds that were added over HTTP and shall go on.
+
+    `tokens` are the bearer tokens, for workers that clients reach.
 
     Raises:
         ConfigError: settings that exclude each other.
@@ -104,18 +112,19 @@ def make_plan(config: Config, ipc_dir: Path) -> Plan:
         raise ConfigError(
             f"the runtime directory {ipc_dir} is too long for the name of a Unix socket; set XDG_RUNTIME_DIR"
         )
-    feeds = _feed_specs(config)
+    feeds = (*_feed_specs(config), *added)
     groups = _deal(feeds, config.workers.ingest)
     hold_back = any(feed.source == "replay" and feed.options.get("speed") == "max" for feed in feeds)
     labels = [f"ingest-{index}" for index in range(len(groups))]
     labels += [f"fanout-{shard}" for shard in range(config.workers.fanout)] + ["cache"]
+    labels += ["recorder"] if config.storage.enabled else []
     placements = _placements(config, labels)
     ingest_rings = tuple(FIRST_INGEST_RING + index for index in range(len(groups)))
     depth, block_s = config.rings.depth_slots, config.rings.block_ms / 1000
     if hold_back:  # a reader that waits for a slow subscriber must not be demoted meanwhile
         block_s = max(block_s, _HOLD_BACK_S)
     rings = (
-        RingPlan(CONTROL_RING, CONTROL_LABEL, "control", min(_SMALL_RING_SLOTS, depth), block_s),
+        RingPlan(CONTROL_RING, CONTROL_LABEL, "control", depth, block_s),
         RingPlan(BAR_RING, "cache", "bars", depth, block_s),
         *(RingPlan(ring, f"ingest-{i}", "ingest", depth, block_s) for i, ring in enumerate(ingest_rings)),
     )
@@ -144,6 +153,8 @@ def make_plan(config: Config, ipc_dir: Path) -> Plan:
             f"latest values, bars of {_seconds(cache.bar_intervals_s)} into ring {BAR_RING}",
         )
     ]
+    if config.storage.enabled:
+        workers.append(_recorder(config, shared("recorder"), rings, hold_back))
     ports = {
         name: zmq.base_port + offset for name, offset in (("raw", 1), ("msgpack", 11), ("json", 21), ("replay", 31))
     }
@@ -171,6 +182,27 @@ def make_plan(config: Config, ipc_dir: Path) -> Plan:
                 + (f", shard {shard + 1} of {config.workers.fanout}" if config.workers.fanout > 1 else ""),
             )
         )
+    ws_url = ""
+    if config.gateway.enabled:
+        gateway = config.gateway
+        ws_url = f"ws{http_url(gateway.host, gateway_port(config))[4:]}/ws/stream"
+        workers.append(
+            WorkerPlan(
+                GatewaySettings(
+                    **shared(GATEWAY_LABEL),
+                    rings=tuple(ring.ring_id for ring in rings),
+                    host=gateway.host,
+                    port=gateway_port(config),
+                    tokens=() if is_loopback(gateway.host) else tokens,
+                    origins=gateway.origins,
+                    max_clients=gateway.max_clients,
+                    max_topics=gateway.max_topics,
+                    queue_messages=gateway.queue_messages,
+                    cut_after_s=gateway.cut_after_s,
+                ),
+                f"rings {_listed(ring.ring_id for ring in rings)} to WebSocket clients",
+            )
+        )
     wait_us = (
         min(config.ingest.min_wait_us, _LOW_LATENCY_WAIT_US) if config.engine.low_latency else config.ingest.min_wait_us
     )
@@ -186,7 +218,7 @@ def make_plan(config: Config, ipc_dir: Path) -> Plan:
                     start_delay_s=config.engine.start_delay_s,
                     min_wait_us=wait_us,
                 ),
-                f"{_feed_words(group)} into ring {ingest_rings[index]}",
+                ingest_words(group, ingest_rings[index]),
             )
         )
     return Plan(
@@ -200,13 +232,41 @@ def make_plan(config: Config, ipc_dir: Path) -> Plan:
             name: tuple(f"tcp://{zmq.host}:{port + shard}" for shard in range(config.workers.fanout))
             for name, port in ports.items()
         },
+        ws_url=ws_url,
     )
 
 
 def missing_files(plan: Plan) -> list[str]:
     """Files that replays name and that are not there; the only look at the file system of this module."""
-    named = [str(file) for feed in plan.feeds if feed.source == "replay" for file in feed.options.get("files", ())]
+    configured = [feed for feed in plan.feeds if not feed.added]  # the others keep trying, and say so
+    named = [str(file) for feed in configured if feed.source == "replay" for file in feed.options.get("files", ())]
     return [file for file in named if not Path(file).is_file()]
+
+
+def data_folder(config: Config) -> Path:
+    """Where an engine keeps what must outlive it: a folder of its own name, so that engines side by side share none."""
+    return Path(os.path.expanduser(config.engine.data_dir)).absolute() / config.engine.name
+
+
+def _recorder(config: Config, shared: dict[str, Any], rings: tuple[RingPlan, ...], hold_back: bool) -> WorkerPlan:
+    storage, folder = config.storage, data_folder(config)
+    settings = RecorderSettings(
+        **shared,
+        rings=tuple(ring.ring_id for ring in rings),
+        folder=str(folder),
+        fsync=storage.fsync,
+        fsync_interval_s=storage.fsync_interval_s,
+        flush_ms=storage.flush_ms,
+        segment_bytes=max(4096, parse_bytes(storage.segment_size)),
+        seal=storage.seal,
+        seal_bytes=max(4096, parse_bytes(storage.seal_size)),
+        journal_hours=storage.journal_hours,
+        retention_hours=storage.retention_hours,
+        max_journal_bytes=parse_bytes(storage.max_journal),
+        max_parquet_bytes=parse_bytes(storage.max_parquet),
+        reliable=hold_back,
+    )
+    return WorkerPlan(settings, f"rings {_listed(ring.ring_id for ring in rings)} into {folder}")
 
 
 def http_url(host: str, port: int) -> str:
@@ -245,20 +305,23 @@ def _feed_specs(config: Config) -> tuple[FeedSpec, ...]:
 
 
 def _deal(feeds: tuple[FeedSpec, ...], hands: int) -> list[tuple[FeedSpec, ...]]:
-    """Feeds in turn to at most `hands` workers; a worker without a feed is not started."""
-    count = min(hands, len(feeds))
+    """Feeds in turn to at most `hands` workers, and to one at least: feeds may be added later."""
+    count = min(hands, max(1, len(feeds)))
     return [feeds[index::count] for index in range(count)]
 
 
 def _placements(config: Config, labels: list[str]) -> dict[str, Placement]:
     section = config.placement
-    unknown = sorted(set(section.cores) - set(labels))
+    known = [*labels, GATEWAY_LABEL]  # which wants no core for itself unless it is given one: its clients can wait
+    unknown = sorted(set(section.cores) - set(known))
     if unknown:
-        raise ConfigError(f"[placement] cores: no worker is labelled {unknown[0]!r}; there are {', '.join(labels)}")
+        raise ConfigError(f"[placement] cores: no worker is labelled {unknown[0]!r}; there are {', '.join(known)}")
     limit = len(labels) if section.max_cores == 0 else max(1, int(section.max_cores))
-    wanting = [label for label in labels if label not in section.cores][:limit] if section.policy == "auto" else []
+    # The recorder waits for the disk; a core that it would own is of more use to the others.
+    pinned = [label for label in labels if label not in section.cores and label != "recorder"][:limit]
+    wanting = pinned if section.policy == "auto" else []
     placements = {}
-    for label in labels:
+    for label in known:
         common: dict[str, Any] = {"realtime_priority": section.realtime_priority, "lock_memory": section.lock_memory}
         if label in section.cores:
             placements[label] = Placement(policy="core", core=section.cores[label], **common)
@@ -277,9 +340,11 @@ def _unused(name: str, taken: set[str]) -> str:
     return candidate
 
 
-def _feed_words(feeds: tuple[FeedSpec, ...]) -> str:
+def ingest_words(feeds: tuple[FeedSpec, ...], ring_id: int) -> str:
+    """What an ingest worker does, for people."""
     names = [f"{feed.source} {feed.name}" if feed.source != feed.name else feed.name for feed in feeds]
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more feeds" if len(names) > 3 else "")
+    more = f" and {len(names) - 3} more feeds" if len(names) > 3 else ""
+    return f"{', '.join(names[:3]) or 'no feed'}{more} into ring {ring_id}"
 
 
 def _seconds(intervals: tuple[int, ...]) -> str:

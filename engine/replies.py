@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import math
 import time
-from typing import Literal
+from datetime import UTC, datetime, timedelta
+from typing import Final, Literal
+
+import numpy as np
 
 from engine import answers, rates
 from engine.exposition import cache_hit_ratio
@@ -16,8 +19,11 @@ from engine.observer import FeedView, Observer
 from engine.sample import HOPS, Sample
 from shm.errors import ShmError
 from shm.histogram import HistogramView
-from shm.layout import RECORD_SIZE_BYTES, Flag, RecordType
+from shm.latest import LatestTable
+from shm.layout import RECORD, RECORD_SIZE_BYTES, Flag, RecordType
 from shm.message import flag_names, iso_time, news_fields, payload
+
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 def word(verdict: Verdict) -> Literal["healthy", "degraded", "unhealthy"]:
@@ -110,7 +116,7 @@ def feed(view: FeedView) -> answers.FeedAnswer:
     return answers.FeedAnswer(
         feed_id=view.spec.name,
         symbol=",".join(view.spec.symbols) or "*",
-        data_source=view.spec.source,
+        data_source=view.entry.data_source,
         data_types=list(view.spec.data_types) or ["all"],
         is_active=view.active,
         last_update=iso_time(view.last_update_ns) if view.last_update_ns else None,
@@ -123,7 +129,39 @@ def feed(view: FeedView) -> answers.FeedAnswer:
         why=view.why,
         process=view.label,
         rate=view.rate,
+        group=view.entry.added.group if view.entry.added else "",
+        rank=view.entry.added.rank if view.entry.added else 0,
+        configured=view.entry.added is None,
     )
+
+
+def history(
+    table: LatestTable,
+    instrument_id: int,
+    limit: int,
+    kind: RecordType | None,
+    *,
+    start: datetime | None,
+    end: datetime | None,
+) -> np.ndarray:
+    """The newest `limit` records in L1 with start <= ts_event < end, oldest first. ShmError if it can't be read."""
+    if start is None and end is None:
+        return table.history(instrument_id, limit, kind)
+    records = table.history(instrument_id, 2 * table.depth_records, kind)
+    chosen = np.ones(len(records), dtype=bool)
+    if start is not None:
+        chosen &= records["ts_event"] >= time_ns(start)
+    if end is not None:
+        chosen &= records["ts_event"] < time_ns(end)
+    return (
+        records.view(np.uint8).reshape(-1, RECORD_SIZE_BYTES)[np.flatnonzero(chosen)[-limit:]].reshape(-1).view(RECORD)
+    )
+
+
+def time_ns(moment: datetime) -> int:
+    """ns since the epoch, exact; without a zone it is UTC. Times that int64 can't hold become its ends."""
+    since = moment.replace(tzinfo=moment.tzinfo or UTC) - _EPOCH
+    return max(-(1 << 63), min((1 << 63) - 1, since // timedelta(microseconds=1) * 1000))
 
 
 def points(raw: bytes, symbol: str) -> list[answers.DataPoint]:

@@ -84,6 +84,12 @@ class Sample:
         """Records published by ingest and HTTP: every ring but the bars', which are made from the others."""
         return sum(info.published for ring_id, info in self.rings.items() if self.role(ring_id) != "bars")
 
+    @property
+    def stored(self) -> int:
+        """Records that the journal has taken in; those of L1 where nothing is recorded."""
+        recorded = any(process.role == "recorder" for process in self.processes)
+        return self.total("records_stored", "recorder") if recorded else self.total("records_applied")
+
     def role(self, ring_id: int) -> str:
         """Role of the writer of a ring."""
         return self.entries[ring_id].role if ring_id in self.entries else ""

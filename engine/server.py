@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from engine.errors import ConfigError, PortBusy
 
 if TYPE_CHECKING:
-    from litestar import Litestar
+    from engine.audit import Audited
 
 _BACKLOG = 128
 _MAX_CONNECTIONS = 256
@@ -58,7 +58,7 @@ def check_free(host: str, port: int, what: str) -> None:
 class HttpServer:
     """One uvicorn server on a socket that is bound already."""
 
-    def __init__(self, app: Litestar, listener: socket.socket) -> None:
+    def __init__(self, app: Audited, listener: socket.socket) -> None:
         """Nothing is served yet."""
         import uvicorn
 

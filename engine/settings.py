@@ -60,8 +60,20 @@ class HttpSection(Struct, frozen=True, kw_only=True):
     port: Annotated[Port, Meta(description="TCP port")] = 8800
     token_file: Annotated[
         str,
-        Meta(description="file with the bearer token; or TICKENGINE_HTTP_TOKEN, or a systemd credential http_token"),
+        Meta(
+            description="file with bearer tokens, one a line: TOKEN, or SCOPE TOKEN NAME with scope read or write; "
+            "or TICKENGINE_HTTP_TOKEN, or a systemd credential http_token"
+        ),
     ] = ""
+    requests_per_second: Annotated[
+        float, Meta(ge=1, le=1e6, description="requests that one client may send in the long run; twice that at once")
+    ] = 5000.0
+    max_body: Annotated[ByteSize, Meta(description="greatest body of POST /data/ingest; a stream has no bound")] = (
+        "16MiB"
+    )
+    max_ingest_points: Annotated[
+        int, Meta(ge=1, le=1_000_000, description="most points in one POST /data/ingest; a stream has no bound")
+    ] = 20_000
     max_data_records: Annotated[
         int, Meta(ge=1, le=100_000, description="greatest `limit` of GET /data, in records")
     ] = 10_000
@@ -86,6 +98,30 @@ class ZmqSection(Struct, frozen=True, kw_only=True):
             ge=0, le=1e6, description="fan-out spins so long on idle rings before it sleeps: latency against CPU time"
         ),
     ] = 20.0
+
+
+class GatewaySection(Struct, frozen=True, kw_only=True):
+    """WebSocket clients: ws://HOST:PORT/ws/stream."""
+
+    enabled: Annotated[bool, Meta(description="run the gateway process")] = True
+    host: Annotated[str, Meta(min_length=1, description="address to listen on; beyond loopback a token is needed")] = (
+        "127.0.0.1"
+    )
+    port: Annotated[
+        int, Meta(ge=0, le=65535, description="TCP port; 0 = the HTTP port less 200, so that engines do not clash")
+    ] = 0
+    origins: Annotated[
+        tuple[str, ...],
+        Meta(max_length=64, description='web pages of other hosts that may connect, "https://host"; "*" = any'),
+    ] = ()
+    max_clients: Annotated[int, Meta(ge=1, le=60_000, description="connections at a time")] = 10_000
+    max_topics: Annotated[int, Meta(ge=1, le=65536, description="topics of one client")] = 1024
+    queue_messages: Annotated[
+        int, Meta(ge=1, le=1 << 20, description="wait for a slow client; beyond it only the newest of each topic")
+    ] = 4096
+    cut_after_s: Annotated[
+        float, Meta(ge=0.1, le=3600, description="a client whose connection takes nothing for so long is cut")
+    ] = 10.0
 
 
 class RingsSection(Struct, frozen=True, kw_only=True):
@@ -226,11 +262,39 @@ class HealthSection(Struct, frozen=True, kw_only=True):
 
 
 class StorageSection(Struct, frozen=True, kw_only=True):
-    """What the recorder keeps."""
+    """What the recorder writes under `data_dir`: a journal of all records, sealed into Parquet (extra `storage`)."""
 
+    enabled: Annotated[bool, Meta(description="run the recorder")] = True
     retention_hours: Annotated[
-        float, Meta(ge=0, le=1e6, description="age at which recorded data may go; no effect without a recorder")
+        float, Meta(ge=0, le=1e6, description="age at which recorded data goes; 0 = never by age")
     ] = 24.0
+    fsync: Annotated[
+        Literal["none", "interval", "always"],
+        Meta(description="when blocks are brought to the disk; a kill loses nothing either way, a power cut may"),
+    ] = "interval"
+    fsync_interval_s: Annotated[
+        float, Meta(ge=0.01, le=3600, description='pause between two, with fsync "interval"')
+    ] = 1.0
+    flush_ms: Annotated[
+        float,
+        Meta(ge=1, le=10_000, description="a record is in the journal this long after it was read, at the latest"),
+    ] = 100.0
+    segment_size: Annotated[ByteSize, Meta(description="length at which a journal file is left for a new one")] = (
+        "64MiB"
+    )
+    journal_hours: Annotated[
+        float, Meta(ge=0, le=1e6, description="how long what is in Parquet stays in the journal too")
+    ] = 2.0
+    max_journal: Annotated[ByteSize, Meta(description='the oldest journal files go beyond this; "0" = no limit')] = (
+        "4GiB"
+    )
+    seal: Annotated[bool, Meta(description="write each past hour into Parquet, where pyarrow is installed")] = True
+    seal_size: Annotated[
+        ByteSize, Meta(description="raw records at which an hour is written in part: bounds the memory that takes")
+    ] = "512MiB"
+    max_parquet: Annotated[ByteSize, Meta(description='the oldest Parquet files go beyond this; "0" = no limit')] = (
+        "8GiB"
+    )
 
 
 class SimulateSection(Struct, frozen=True, kw_only=True):
@@ -281,6 +345,7 @@ class Config(Struct, frozen=True, kw_only=True):
     engine: EngineSection = EngineSection()
     http: HttpSection = HttpSection()
     zmq: ZmqSection = ZmqSection()
+    gateway: GatewaySection = GatewaySection()
     rings: RingsSection = RingsSection()
     workers: WorkersSection = WorkersSection()
     ingest: IngestSection = IngestSection()

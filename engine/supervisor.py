@@ -19,9 +19,11 @@ import time
 from collections.abc import Callable, Coroutine
 from typing import Any, Final
 
+import msgspec
+
 from engine.errors import ConfigError, SharedMemoryError, WorkerNeverStarted
 from engine.lifecycle import Action, Life, Limits, Phase
-from engine.plan import CONTROL_LABEL, Plan, WorkerPlan
+from engine.plan import CONTROL_LABEL, Plan, WorkerPlan, ingest_words
 from engine.process import Child, worker_environment
 from engine.reaper import Reaper
 from engine.settings import Config
@@ -29,7 +31,7 @@ from shm.errors import ShmError
 from shm.layout import StatusCode
 from shm.ring import RingWriter, list_readers, status_record
 from shm.status import ProcessState, ProcessStatus, StatusBlock
-from workers.spec import EXIT_BAD_SETTINGS, MODULES, IngestSettings, encode
+from workers.spec import EXIT_BAD_SETTINGS, MODULES, FeedSpec, IngestSettings, encode
 from workers.spec import EXIT_SHM as WORKER_EXIT_SHM
 
 TURN_S: Final = 0.2
@@ -134,6 +136,14 @@ class Supervisor:
                     if worker.child is not None:
                         worker.child.release()
         self._turning = asyncio.create_task(self._turns())
+
+    def set_feeds(self, label: str, feeds: tuple[FeedSpec, ...]) -> None:
+        """From now on an ingest worker is started with these feeds. The one that runs is not told."""
+        worker = self.workers[label]
+        settings = worker.plan.settings
+        assert isinstance(settings, IngestSettings), label
+        settings = msgspec.structs.replace(settings, feeds=feeds)
+        worker.plan = WorkerPlan(settings, ingest_words(feeds, settings.ring_id))
 
     def _check_start(self, worker: Worker) -> None:
         """A worker that can't start at all ends the start, instead of being tried for ever behind people's backs."""

@@ -105,7 +105,7 @@ def control_rss(plan: Plan) -> Row:
     import psutil
 
     def measure() -> float:
-        with _running("--simulate") as engine:
+        with running("--simulate") as engine:
             time.sleep(3)
             for path in ("health", "metrics", "metrics/prometheus", "processes", "readers", "symbols"):
                 engine.get(path)
@@ -127,7 +127,7 @@ def start_time(plan: Plan) -> Row:
 
     def measure() -> float:
         begin_ns = time.time_ns()
-        with _running("--simulate") as engine:
+        with running("--simulate") as engine:
             return (engine.first_record_ns() - begin_ns) / 1e9
 
     def bare() -> float:
@@ -151,7 +151,7 @@ def idle_cpu(plan: Plan) -> Row:
         with tempfile.NamedTemporaryFile("w", suffix=".toml") as config:
             config.write("[simulate]\nenabled = false\n")
             config.flush()
-            with _running("--config", config.name) as engine:
+            with running("--config", config.name) as engine:
                 time.sleep(2)
                 control = psutil.Process(engine.process.pid)
                 everybody = [control, *control.children(recursive=True)]
@@ -184,7 +184,7 @@ def _limit(
     return Row(name, ours.median, unit, peer, peer_value, ratio, len(ours.values), note, target, met)
 
 
-class _Engine:
+class RunningEngine:
     """A running engine."""
 
     def __init__(self, name: str, options: tuple[str, ...], folder: str) -> None:
@@ -257,10 +257,10 @@ class _Engine:
 
 
 @contextmanager
-def _running(*options: str) -> Iterator[_Engine]:
+def running(*options: str) -> Iterator[RunningEngine]:
     """An engine that is ready, for as long as the block lasts."""
     with scratch_engine() as name, tempfile.TemporaryDirectory(prefix="tickengine-perf-") as folder:
-        engine = _Engine(name, options, folder)
+        engine = RunningEngine(name, options, folder)
         try:
             engine.wait_ready()
             yield engine

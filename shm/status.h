@@ -39,7 +39,7 @@
 
 #define TK_STATUS_HEADER_BYTES 8192u
 #define TK_STATUS_RINGS 16u
-#define TK_STATUS_COUNTERS 256u /* per process; 128 promised, the rest is for per-feed names */
+#define TK_STATUS_COUNTERS 1024u /* per process; nine a feed, of which one ingest worker may host a hundred */
 #define TK_STATUS_GAUGES 64u
 #define TK_STATUS_HISTOGRAMS 8u
 #define TK_STATUS_NAME_BYTES 48u /* of counters, gauges and histograms: 47 characters and a NUL */

@@ -172,7 +172,7 @@ class ProcessStatus:
 
         Raises:
             BadArgument: empty, too long, or not printable.
-            ShmFull: this process has used up its 256 counters.
+            ShmFull: this process has used up its 1024 counters.
         """
         found: Counter = self._find(Counter, name, self._slot.counter, _status.COUNTERS)
         return found
@@ -218,7 +218,7 @@ class StatusBlock:
     def create(
         cls, engine: str, *, process_slots: int = 64, mode: int = 0o600, group: str | int | None = None
     ) -> StatusBlock:
-        """Make the status segment of an engine; about 100 kB a process slot.
+        """Make the status segment of an engine; about 150 kB a process slot.
 
         Raises:
             SegmentExists: there is one already.

@@ -20,6 +20,8 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "run": ("tools.run", "start the engine, in the foreground"),
     "top": ("tools.top", "watch a running engine: rates, latencies, lags, losses"),
     "tail": ("tools.tail", "print records as they come"),
+    "export": ("tools.export", "write recorded data into a file"),
+    "query": ("tools.query", "ask recorded data in SQL"),
     "replay-info": ("tools.replay_info", "say what is in captured files"),
     "shm": ("tools.segments", "list, inspect and clean up shared memory"),
     "doctor": ("tools.doctor", "check this machine and say what to change"),

@@ -15,6 +15,7 @@ import sys
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Final
 
@@ -26,7 +27,15 @@ _ENGINE_BYTES: Final = 256 << 20  # its segments, and some room for symbols to c
 _SHM_COMFORT_BYTES: Final = 1 << 30
 _UDP_BYTES: Final = 4 << 20
 _FAST_CLOCKS: Final = ("tsc", "arch_sys_counter", "kvm-clock", "hyperv_clocksource_tsc_page")
-_NATIVE: Final = ("shm._ring", "shm._status", "shm._latest", "workers._route", "workers._cache", "workers._quality")
+_NATIVE: Final = (
+    "shm._ring",
+    "shm._status",
+    "shm._latest",
+    "workers._route",
+    "workers._cache",
+    "workers._quality",
+    "workers._crc32c",
+)
 _MEMBARRIER: Final = {"x86_64": 324, "aarch64": 283, "arm64": 283}
 _FUTEX_WAITV: Final = 449  # on every architecture
 _CAP_IPC_LOCK: Final = 14
@@ -118,6 +127,12 @@ def _software(_: Host) -> Iterator[Check]:
         yield Check("zeromq", "fail", str(error), "pip install pyzmq")
     else:
         yield Check("zeromq", "ok", f"libzmq {zmq.zmq_version()}, pyzmq {zmq.pyzmq_version()}")
+    absent = [name for name in ("pyarrow", "duckdb") if find_spec(name) is None]
+    if absent:
+        found = f"without {' and '.join(absent)}: a journal is kept, but no Parquet; no export, no query"
+        yield Check("storage", "warn", found, "pip install 'tickengine[storage]'")
+    else:
+        yield Check("storage", "ok", "pyarrow and duckdb are here: past hours go into Parquet")
     absent = [name for name in ("zstandard", "databento_dbn") if not _imports(name)]
     if absent:
         change = "pip install 'tickengine[replay]'"

@@ -28,7 +28,7 @@ _HOP_MEANING: Final = {
 }
 # Counters that say how much a process takes in and gives out, by role. The first that exists is shown.
 _IN: Final = ("records_read", "bytes_received")
-_OUT: Final = ("records_published", "records_sent", "records_applied", "bars_published")
+_OUT: Final = ("records_published", "records_sent", "records_applied", "records_stored", "bars_published")
 _LOSSES: Final = ("records_lost", "messages_dropped", "records_rejected", "decode_errors", "l1_no_room")
 _SLOW_LAG: Final = 0.5  # of the ring's depth: half way to losing records
 

@@ -14,6 +14,7 @@ def set_stop(step: int) -> None: ...
 
 class Router:
     wanted: np.ndarray[Any, np.dtype[np.uint8]]
+    rings_of: np.ndarray[Any, np.dtype[np.uint16]]
     unroutable: int
     routed: int
     @property

@@ -23,7 +23,7 @@ from libc.string cimport memcpy
 import numpy as np
 
 from shm.errors import BadArgument
-from shm.layout import StatusCode
+from shm.layout import Flag, StatusCode
 from workers import topics as _topics
 from workers import wire as _wire
 
@@ -88,6 +88,23 @@ assert WIRE_VERSION == _wire.WIRE_VERSION and HEADER_BYTES == _wire.HEADER_SIZE_
 cdef uint32_t SHARD_TOPIC_WORD = _topics.SHARD_TOPIC_WORD
 cdef uint32_t LOGGED_WORD = _topics.LOGGED_WORD
 cdef uint32_t LOG_WORD = _topics.LOG_WORD
+cdef uint32_t TURNS_MADE_WORD = _topics.TURNS_MADE_WORD
+
+# Of the turn log (workers/topics.py).
+cdef enum:
+    TURNS = 32768
+    TURN_WORDS = 4
+    KIND_NUMBERED = 0
+    KIND_AFTER_GAP = 1
+    KIND_ANNOUNCED = 2
+    KIND_CUT = 4
+
+cdef uint64_t COUNT_MASK = (<uint64_t>1 << 48) - 1
+cdef uint16_t GAP_BEFORE = int(Flag.GAP_BEFORE)
+
+assert (TURNS, TURN_WORDS) == (_topics.TURNS, _topics.TURN_WORDS)
+assert (KIND_NUMBERED, KIND_AFTER_GAP, KIND_ANNOUNCED) == (_topics.NUMBERED, _topics.AFTER_GAP, _topics.ANNOUNCED)
+assert KIND_CUT == _topics.CUT
 
 
 def set_stop(int step):
@@ -109,6 +126,9 @@ cdef packed struct Head:
     uint16_t flags
     char rest[24]
     uint32_t code
+    uint32_t pad
+    uint64_t from_sequence
+    uint64_t to_sequence
 
 
 # One topic of the turn.
@@ -135,6 +155,8 @@ cdef class Router:
     Attributes:
         wanted: shape (TOPICS,), uint8: RESOLVED plus RAW, MSGPACK, JSON of who wants the topic; 0 = not yet decided.
         unroutable: records so far whose type or instrument no topic has.
+        rings_of: shape (TOPICS,), uint16: bit r is set if the topic may have records of ring r. Topics that an earlier
+            process numbered have every bit.
     """
 
     cdef tk_word *words
@@ -143,10 +165,11 @@ cdef class Router:
     cdef bint records_bound, words_bound
     cdef object records           # the array of the last scan, whose buffer stays bound
     cdef Py_ssize_t count
-    cdef uint64_t topics_word, block_word
+    cdef uint64_t topics_word, block_word, turns_word
     cdef uint32_t shard, shards, turn_records, frame_records
     cdef uint32_t bucket_count, frame_count, encode_count, unresolved_count, batch_count
     cdef uint8_t *wanted_
+    cdef uint16_t *rings_of_
     cdef uint32_t *bucket_of      # [TOPICS] 1 + index into buckets; 0 = not in this turn
     cdef uint32_t *bucket_of_record
     cdef Bucket *buckets
@@ -163,6 +186,7 @@ cdef class Router:
     cdef object out_view
     cdef bint scanned
     cdef readonly object wanted
+    cdef readonly object rings_of
     cdef readonly uint64_t unroutable
     cdef readonly uint64_t routed
 
@@ -185,6 +209,7 @@ cdef class Router:
             raise BadArgument("frame_records is 0, must be at least 1")
         self.block_word = table.block_word(shard)
         self.topics_word = table.topics_word
+        self.turns_word = table.turns_word(shard)
         self.shard, self.shards = shard, table.shards
         self.turn_records, self.frame_records = turn, frame_records
         PyObject_GetBuffer(table.words, &self.words_view, PyBUF_SIMPLE | PyBUF_WRITABLE)
@@ -223,6 +248,12 @@ cdef class Router:
         self.topic_of_code[int(StatusCode.LATENCY_ALERT)] = ALERT
         self.topic_of_code[int(StatusCode.REJECTED)] = ERROR
         self.redo()
+        shard_word = self.block_word + SHARD_TOPIC_WORD
+        numbers = np.concatenate((
+            table.words[self.topics_word : self.topics_word + SYMBOL_TOPICS], table.words[shard_word : shard_word + 4]
+        ))
+        self.rings_of = np.where(numbers > 0, 0xFFFF, 0).astype(np.uint16)
+        self.rings_of_ = <uint16_t *><uintptr_t>self.rings_of.ctypes.data
 
     def __dealloc__(self):
         if self.words_bound:
@@ -365,10 +396,10 @@ cdef class Router:
         if self.count > 64:
             with nogil:
                 self.lay_out(ring)
-                self.commit(ring, cursor)
+                self.commit(ring, cursor, announce)
         else:
             self.lay_out(ring)
-            self.commit(ring, cursor)
+            self.commit(ring, cursor, announce)
         self.routed += self.batch_count
         return self.frame_count
 
@@ -401,6 +432,7 @@ cdef class Router:
         for i in range(self.bucket_count):
             bucket = &self.buckets[i]
             bucket.wanted = self.wanted_[bucket.topic]
+            self.rings_of_[bucket.topic] |= <uint16_t>(1 << ring)
             bucket.number = tk_load_relaxed(self.words + self.number_word(bucket.topic)) + 1
             bucket.to = NULL
             copies |= bucket.wanted & (W_RAW | W_ENCODED)
@@ -451,7 +483,42 @@ cdef class Router:
                     to += RECORD_BYTES
                     some -= 1
 
-    cdef void commit(self, uint16_t ring, uint64_t cursor) noexcept nogil:
+    cdef uint64_t log_word(self, uint64_t logged, uint64_t word, uint64_t value) noexcept nogil:
+        """One entry more in the redo log: `words[word]` will be `value`. Returns how many there are."""
+        cdef tk_word *log = self.words + self.block_word + LOG_WORD
+        tk_store_relaxed(log + 2 * logged, word)
+        tk_store_relaxed(log + 2 * logged + 1, value)
+        return logged + 1
+
+    cdef uint64_t log_turn(self, uint64_t logged, uint16_t ring, uint64_t cursor, bint announce) noexcept nogil:
+        """Enter this turn into the turn log: with the one before it if it goes on where that ended, else by itself."""
+        cdef const Head *head = <const Head *>self.records_view.buf
+        cdef uint64_t made = tk_load_relaxed(self.words + self.block_word + TURNS_MADE_WORD)
+        cdef uint64_t at = self.turns_word + made % TURNS * TURN_WORDS
+        cdef uint64_t count = <uint64_t>self.count, first = 0, end = 0, time_ns = 0
+        cdef uint64_t last, meta, kind = KIND_CUT
+        if announce:
+            kind, first, end, time_ns = KIND_ANNOUNCED, head.from_sequence, head.to_sequence, head.ts_publish
+        elif cursor > count:
+            first = cursor - count
+            kind = KIND_AFTER_GAP if head.flags & GAP_BEFORE else KIND_NUMBERED
+            if made and kind == KIND_NUMBERED:
+                last = self.turns_word + (made - 1) % TURNS * TURN_WORDS
+                meta = tk_load_relaxed(self.words + last + 1)
+                if (
+                    meta >> 56 <= KIND_AFTER_GAP
+                    and (meta >> 48 & 0xFF) == ring
+                    and tk_load_relaxed(self.words + last) + (meta & COUNT_MASK) == first
+                ):
+                    return self.log_word(logged, last + 1, meta + count)
+        meta = count | <uint64_t>ring << 48 | kind << 56
+        logged = self.log_word(logged, at, first)
+        logged = self.log_word(logged, at + 1, meta)
+        logged = self.log_word(logged, at + 2, end)
+        logged = self.log_word(logged, at + 3, time_ns)
+        return self.log_word(logged, self.block_word + TURNS_MADE_WORD, made + 1)
+
+    cdef void commit(self, uint16_t ring, uint64_t cursor, bint announce) noexcept nogil:
         """The new cursor and numbers, all or none of them, whenever this process is killed (workers/topics.py)."""
         cdef tk_word *block = self.words + self.block_word
         cdef tk_word *log = block + LOG_WORD
@@ -461,7 +528,10 @@ cdef class Router:
             tk_store_relaxed(log, self.block_word + ring)
             tk_store_relaxed(log + 1, cursor)
             logged = 1
+        if self.count:
+            logged = self.log_turn(logged, ring, cursor, announce)
         if self.batch_count:
+            self.rings_of_[BATCH] |= <uint16_t>(1 << ring)
             word = self.number_word(BATCH)
             tk_store_relaxed(log + 2 * logged, word)
             tk_store_relaxed(log + 2 * logged + 1, tk_load_relaxed(self.words + word) + self.batch_count)

@@ -7,7 +7,7 @@ It keeps the unfinished news items, at most MAX_OPEN_NEWS of them, and nothing e
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, Final
 
 import msgspec
@@ -36,7 +36,7 @@ class MessageBuilder:
     def build(
         self,
         records: bytes | memoryview,
-        listed: list[tuple[int, int, int]],
+        listed: Iterable[tuple[int, int, int | None]],
         ring: int,
         names: dict[int, bytes],
         symbols: dict[int, str | None],
@@ -45,7 +45,8 @@ class MessageBuilder:
 
         Args:
             records: the turn's records as bytes.
-            listed: (index of the record in the turn, topic index, topic number), as `Router.encode_list` gives it.
+            listed: (index of the record in the turn, topic index, topic number), as `Router.encode_list` gives it;
+                number None leaves `topic_sequence` out.
             ring: where the records come from.
             names, symbols: topic and symbol of each topic index.
         """
@@ -60,7 +61,7 @@ class MessageBuilder:
                 yield topic, {"topic": names[topic].decode(), "payload": found}
 
     def _news(
-        self, record: bytes | memoryview, ring: int, topic: int, symbol: str | None, number: int
+        self, record: bytes | memoryview, ring: int, topic: int, symbol: str | None, number: int | None
     ) -> dict[str, Any] | None:
         goes_on = int.from_bytes(record[_FLAGS_OFFSET : _FLAGS_OFFSET + 2], "little") & Flag.CONTINUES
         payload, pieces = self._open.pop((ring, topic), (None, []))

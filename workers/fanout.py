@@ -3,6 +3,7 @@
     rings --> read --> route (workers/_route.pyx) --> commit (workers/topics.py) --> raw      XPUB  header + records
                                                                                `---> msgpack  XPUB  a message a record
                                                                                 `--> json     XPUB  a message a record
+    turn log, rings <-- asks for the past (workers/replay.py) <------------------------- replay   ROUTER
 
 One turn takes what one ring has, up to `batch_slots` records, groups it by topic, commits numbers and cursor, sends. An
 idle engine so sends a record a message, at once; a busy one as many as have come meanwhile: nothing waits for a batch
@@ -12,6 +13,7 @@ What is lost, and how it shows:
     slow subscriber     workers/outlet.py drops for that one; a hole in its topic numbers; `messages_dropped`. With the
                         setting `reliable` it is waited for, within bounds, and so is the ring's writer
     this process killed what was committed and not sent; a hole of known size in the topic numbers
+                        (both holes can be filled from the replay socket as long as the rings hold the records)
     overrun by a ring   the lost records' topics are unknown, so no number can tell: a status record GAP with ring and
                         range on marketdata.feed.status, Flag.GAP_BEFORE on the next record; `gaps`, `records_lost`
     too much to encode  beyond ENCODE_RECORDS a turn the older ones are left out: raw subscribers must not pay for
@@ -31,12 +33,14 @@ import zmq
 
 from shm.errors import BadArgument, SegmentMissing
 from shm.instruments import InstrumentTable
-from shm.layout import RECORD_SIZE_BYTES, RecordType, Source, StatusCode, empty
+from shm.layout import RECORD_SIZE_BYTES, empty
 from shm.ring import RingReader, RingSet, ring_info
 from workers import topics as topic_table
 from workers._route import JSON, MSGPACK, RAW, RESOLVED, Router
 from workers.encode import MessageBuilder, encode_json, encode_msgpack
 from workers.outlet import Outlet
+from workers.recent import Recent, gap_record
+from workers.replay import ReplayService
 from workers.runtime import MAX_WAIT_S, Runtime, main
 from workers.spec import FanoutSettings
 from workers.topics import BATCH, INSTRUMENTS, SYMBOL_TOPICS, TopicTable
@@ -45,6 +49,9 @@ from workers.wire import ALERT_TOPIC, BATCH_TOPIC, ERROR_TOPIC, STATUS_TOPIC, sy
 FRAME_RECORDS: Final = 256  # 32 KiB: what a slow subscriber loses at a time, and `send_hwm` counts
 QUEUE_BYTES: Final = 512 << 20  # most that may wait for one stuck subscriber; ZeroMQ itself counts messages only
 PATIENCE_S: Final = 1.0  # with `reliable`: wait for a subscriber that is slow, give up on one that has stopped
+REPLAY_BUSY_NS: Final = 300_000  # what a turn of a busy fan-out may spend on answers from the past
+REPLAY_IDLE_NS: Final = 2_000_000
+REPLAY_WAIT_S: Final = 0.002  # for a second after somebody has asked: the next question seldom stays away
 ENCODE_RECORDS: Final = 2048  # about 15 ms of encoding
 SUBSCRIPTIONS_NS: Final = 2_000_000  # how often a busy fan-out looks for subscriptions; an idle one does at every wake
 DRAIN_S: Final = 0.5
@@ -62,7 +69,7 @@ log = logging.getLogger("fanout")
 
 
 def endpoints(settings: FanoutSettings, kind: str, port: int) -> list[str]:
-    """Where this shard's outlet of that kind ("raw", "msgpack", "json") listens; none if its port is 0."""
+    """Where this shard's outlet of that kind ("raw", "msgpack", "json", "replay") listens; none if its port is 0."""
     if port == 0:
         return []
     found = [f"tcp://{settings.host}:{port + settings.shard}"]
@@ -112,6 +119,7 @@ class Fanout:
                 )
                 log.info("%s on %s", kind, ", ".join(listens))
         self._raw = self._outlets.get(RAW)
+        self._replay = self._make_replay() if settings.replay_port else None
         self._look_again_ns = 0
         self._decide_shard_topics()
         counter = runtime.status.counter
@@ -130,6 +138,24 @@ class Fanout:
         self._not_encoded = 0
         self._subscriptions.set(0)
         self._before = tuple(c.value for c in (self._messages_sent, self._messages_dropped, self._bytes_sent))
+
+    def _make_replay(self) -> ReplayService:
+        settings, readers = self._settings, {reader.ring_id: reader for reader in self._readers}
+        listens = endpoints(settings, "replay", settings.replay_port)
+        past = Recent(self._table, settings.shard, readers, self._router.rings_of, settings.label)
+        log.info("replay on %s", ", ".join(listens))
+        return ReplayService(
+            self._context,
+            listens,
+            past,
+            engine=settings.engine,
+            shard=settings.shard,
+            rings=settings.rings,
+            table=self._table,
+            instruments=self._instruments,
+            status=self._runtime.status,
+            published=lambda ring: readers[ring].published,
+        )
 
     def _attach(self, ring: int) -> RingReader:
         """A reader of the ring at this shard's cursor, or where the settings say if it has none."""
@@ -153,15 +179,23 @@ class Fanout:
 
     def run(self) -> None:
         """Turn after turn, until the runtime says stop; then what the rings still hold."""
-        runtime, readers = self._runtime, self._readers
+        runtime, readers, replay = self._runtime, self._readers, self._replay
         spin_ns, came = int(self._settings.spin_us * 1000), False
         while not runtime.stopping:
             if self.turn():
                 came = True
-            else:
-                self.look_for_subscriptions()
-                readers[0].spin_ns = spin_ns if came else 0  # nothing came for a whole wait: spinning would be waste
-                came = readers.wait(MAX_WAIT_S)
+                continue
+            self.look_for_subscriptions()
+            wait_s = MAX_WAIT_S
+            if replay is not None:
+                replay.look()
+                replay.step(REPLAY_IDLE_NS)
+                if replay.pending:
+                    continue
+                if time.monotonic() - replay.asked_at < 1.0:
+                    wait_s = REPLAY_WAIT_S
+            readers[0].spin_ns = spin_ns if came else 0  # nothing came for a whole wait: spinning would be waste
+            came = readers.wait(wait_s)
         deadline = time.monotonic() + DRAIN_S
         while self.turn() and time.monotonic() < deadline:
             pass
@@ -181,6 +215,10 @@ class Fanout:
         if not 0 <= self._look_again_ns - now_ns <= SUBSCRIPTIONS_NS:  # the clock may have been set back
             self.look_for_subscriptions()
             self._look_again_ns = now_ns + SUBSCRIPTIONS_NS
+            if self._replay is not None:
+                self._replay.look()
+        if taken and self._replay is not None and self._replay.pending:
+            self._replay.step(REPLAY_BUSY_NS)
         return taken
 
     def _forward(self, ring: int, cursor: int, count: int) -> None:
@@ -226,12 +264,8 @@ class Fanout:
         log.warning("ring %d: lost %d records, %d to %d", ring, lost_to - lost_from, lost_from, lost_to - 1)
         self._gaps.add(1)
         self._records_lost.add(lost_to - lost_from)
-        own, now_ns = self._own, time.time_ns()
-        own["ts_event"] = own["ts_receive"] = own["ts_publish"] = now_ns
-        own["instrument_id"] = self._settings.shard  # any instrument of this shard: the router asks whose record it is
-        own["record_type"], own["source"] = RecordType.STATUS, Source.INTERNAL
-        own["code"], own["from_sequence"], own["to_sequence"] = StatusCode.GAP, lost_from, lost_to
-        own["text"] = f"ring {ring} overran {self._settings.label}".encode()[:40]
+        own = self._own
+        own[:] = gap_record(ring, self._settings.shard, self._settings.label, (lost_from, lost_to), time.time_ns())
         router = self._router
         router.scan(own, 1)
         if router.route(ring, 0, announce=True) and self._raw is not None:
@@ -292,6 +326,8 @@ class Fanout:
         """Leave the engine; what is queued for subscribers is still sent for up to LINGER_S seconds."""
         for outlet in self._outlets.values():
             outlet.close(LINGER_S)
+        if self._replay is not None:
+            self._replay.close()
         self._readers.close()
         self._router.close()
         self._table.close()

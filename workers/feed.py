@@ -76,6 +76,7 @@ class Feed:
         position: FeedPosition,
         published_already: int,
         dice: random.Random,
+        fresh: bool = False,
     ) -> None:
         """Nothing is opened yet.
 
@@ -83,6 +84,7 @@ class Feed:
             make_source: a new source for each attempt; may raise anything.
             position, published_already: where a repeatable feed goes on (workers.resume).
             dice: jitters the back-off.
+            fresh: the counters of its number were another feed's and begin at 0.
         """
         self.spec = spec
         self.due_ns: int | None = 0
@@ -110,6 +112,11 @@ class Feed:
         self._ended_flag, self._down_flag, self._paused_flag = counter("ended"), counter("down"), counter("paused")
         for flag in (self._ended_flag, self._down_flag, self._paused_flag):
             flag.set(0)
+        if fresh:
+            for count in (self._records, self._errors, self._gaps, self._last_update_ns):
+                count.set(0)
+        if spec.paused:
+            self.pause()
 
     def prepare(self) -> None:
         """Make the source before the worker is ready, so that settings which can't work end it at once.

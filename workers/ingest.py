@@ -20,6 +20,7 @@ import random
 import time
 from collections.abc import Callable
 
+from shm.errors import ShmFull
 from shm.instruments import InstrumentTable
 from shm.layout import empty
 from shm.ring import RingWriter
@@ -28,7 +29,18 @@ from workers.feed import Feed, Publisher
 from workers.resume import FeedPosition
 from workers.runtime import MAX_WAIT_S, Runtime, main
 from workers.source import Source, SourceContext, check_source, open_source
-from workers.spec import AnyCommand, Done, FeedSpec, IngestSettings, PauseFeed, Refused, ResumeFeed
+from workers.spec import (
+    AddFeed,
+    AnyCommand,
+    Done,
+    FeedSpec,
+    IngestSettings,
+    PauseFeed,
+    Refused,
+    RemoveFeed,
+    Reply,
+    ResumeFeed,
+)
 
 log = logging.getLogger("ingest")
 
@@ -56,18 +68,21 @@ class Ingest:
         self._publisher = Publisher(self._writer, runtime.status)
         try:
             self._feeds = [self._make_feed(spec) for spec in settings.feeds]
+            for feed in self._feeds:
+                if not feed.spec.added:  # of those that were, `serve` finds and says what can't work
+                    feed.prepare()
         except BaseException:
             self._writer.close()
             raise
 
-    def _make_feed(self, spec: FeedSpec) -> Feed:
+    def _make_feed(self, spec: FeedSpec, *, fresh: bool = False) -> Feed:
         runtime, settings = self._runtime, self._runtime.settings
         position = FeedPosition(runtime.status, spec, runtime.block.started_ns)
         published_already = position.recover(
             self._publisher.resume_log, spec.feed_id, settings.engine, settings.ring_id
         )
         context = SourceContext(spec, self._instruments.intern, self._writer.epoch)
-        feed = Feed(
+        return Feed(
             spec,
             _maker(context),
             quality=settings.quality,
@@ -75,9 +90,8 @@ class Ingest:
             position=position,
             published_already=published_already,
             dice=random.Random(f"{settings.label} {spec.name}"),
+            fresh=fresh,
         )
-        feed.prepare()
-        return feed
 
     def run(self) -> None:
         """Serve the feeds until the runtime says stop."""
@@ -124,18 +138,41 @@ class Ingest:
 
     def _obey(self, command: AnyCommand, now_ns: int) -> None:
         """Carry out one command and answer it."""
-        if not isinstance(command, PauseFeed | ResumeFeed):
-            self._runtime.reply(Refused(request_id=command.request_id, error="not a command for ingest"))
-            return
-        for feed in self._feeds:
-            if feed.spec.feed_id == command.feed_id:
-                if isinstance(command, PauseFeed):
-                    feed.pause()
-                else:
-                    feed.resume(now_ns)
-                self._runtime.reply(Done(request_id=command.request_id))
-                return
-        self._runtime.reply(Refused(request_id=command.request_id, error=f"no feed {command.feed_id} here"))
+        reply: Reply = Done(request_id=command.request_id)
+        if isinstance(command, AddFeed):
+            reply = self._add_feed(command)
+        elif isinstance(command, PauseFeed | ResumeFeed | RemoveFeed):
+            feed = self._feed(command.feed_id)
+            if feed is None:
+                if not isinstance(command, RemoveFeed):
+                    reply = Refused(request_id=command.request_id, error=f"no feed {command.feed_id} here")
+            elif isinstance(command, PauseFeed):
+                feed.pause()
+            elif isinstance(command, ResumeFeed):
+                feed.resume(now_ns)
+            else:
+                self._feeds.remove(feed)
+                feed.stop(now_ns, self._publisher)
+        else:
+            reply = Refused(request_id=command.request_id, error="not a command for ingest")
+        self._runtime.reply(reply)
+
+    def _feed(self, feed_id: int) -> Feed | None:
+        return next((feed for feed in self._feeds if feed.spec.feed_id == feed_id), None)
+
+    def _add_feed(self, command: AddFeed) -> Reply:
+        if self._feed(command.feed.feed_id) is not None:
+            return Done(request_id=command.request_id)
+        try:
+            check_source(command.feed)
+            feed = self._make_feed(command.feed, fresh=command.fresh)
+            feed.prepare()
+        except SettingsError as error:
+            return Refused(request_id=command.request_id, error=str(error), settings=True)
+        except ShmFull as error:
+            return Refused(request_id=command.request_id, error=f"this worker hosts too many feeds: {error}")
+        self._feeds.append(feed)
+        return Done(request_id=command.request_id)
 
 
 def run(runtime: Runtime[IngestSettings]) -> None:
@@ -150,7 +187,8 @@ def run(runtime: Runtime[IngestSettings]) -> None:
 def _check_feeds(feeds: tuple[FeedSpec, ...]) -> None:
     seen: dict[int, str] = {}
     for spec in feeds:
-        check_source(spec)
+        if not spec.added:
+            check_source(spec)
         if spec.feed_id in seen:
             raise SettingsError(f"feeds {seen[spec.feed_id]} and {spec.name} both have feed_id {spec.feed_id}")
         seen[spec.feed_id] = spec.name

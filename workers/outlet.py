@@ -31,6 +31,22 @@ _MORE: Final = int(zmq.SNDMORE | zmq.DONTWAIT)
 _LAST: Final = int(zmq.DONTWAIT)
 
 
+def bind(socket: zmq.Socket[bytes], endpoint: str) -> None:
+    """Listen on one endpoint. WorkerError names it and says why not; the socket is closed then."""
+    scheme, _, address = endpoint.partition("://")
+    try:
+        if scheme == "ipc":
+            if len(address.encode()) > _MAX_IPC_PATH_BYTES:
+                raise WorkerError(f"{endpoint}: the path of an ipc socket has at most {_MAX_IPC_PATH_BYTES} bytes")
+            Path(address).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        socket.bind(endpoint)
+    except (zmq.ZMQError, OSError, WorkerError) as error:
+        socket.close(0)
+        if isinstance(error, WorkerError):
+            raise
+        raise WorkerError(f"can not listen on {endpoint}: {error}") from error
+
+
 class Outlet:
     """An XPUB socket with its subscriptions.
 
@@ -74,19 +90,7 @@ class Outlet:
         # The class of pyzmq that does the work: the one above it only looks at arguments never used here (0.3 us each).
         self._send: Any = super(zmq.Socket, self._socket).send
         for endpoint in self.endpoints:
-            self._bind(endpoint)
-
-    def _bind(self, endpoint: str) -> None:
-        scheme, _, address = endpoint.partition("://")
-        try:
-            if scheme == "ipc":
-                if len(address.encode()) > _MAX_IPC_PATH_BYTES:
-                    raise WorkerError(f"{endpoint}: the path of an ipc socket has at most {_MAX_IPC_PATH_BYTES} bytes")
-                Path(address).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self._socket.bind(endpoint)
-        except (zmq.ZMQError, OSError) as error:
-            self._socket.close(0)
-            raise WorkerError(f"can not listen on {endpoint}: {error}") from error
+            bind(self._socket, endpoint)
 
     def read_subscriptions(self) -> list[bytes]:
         """Take in who came and went; returns the prefixes that are newly wanted or no longer wanted by anybody."""

@@ -26,6 +26,7 @@ cdef extern from "shm/include/tickengine.h" nogil:
         TK_FLAG_REPLAYED
         TK_FLAG_SYNTHETIC
         TK_FLAG_SNAPSHOT
+        TK_FLAG_CONTINUES
         TK_PRIORITY_HIGH
         TK_PRIORITY_NORMAL
         TK_PRIORITY_LOW
@@ -59,6 +60,9 @@ cdef extern from "shm/include/tickengine.h" nogil:
         double low
         double close
         double volume
+        double vwap
+        uint32_t interval_s
+        uint32_t trade_count
 
     struct tk_level2:
         double price
@@ -77,6 +81,7 @@ cdef extern from "shm/include/tickengine.h" nogil:
         uint32_t code
 
     struct tk_record:
+        uint64_t sequence
         int64_t ts_event
         int64_t ts_receive
         uint32_t instrument_id

@@ -19,6 +19,8 @@ MODULES: Final[dict[str, str]] = {
     "ingest": "workers.ingest",
     "fanout": "workers.fanout",
     "cache": "workers.cache",
+    "recorder": "workers.recorder",
+    "gateway": "workers.gateway",
 }
 
 # Exit codes of a worker process.
@@ -76,6 +78,8 @@ class FeedSpec(_Spec, frozen=True, kw_only=True):
     symbols: tuple[str, ...] = ()  # empty = the source's own choice
     data_types: tuple[str, ...] = ()  # names of shm.layout.TYPE_NAMES; empty = the source's own choice
     options: dict[str, Any] = {}  # the source's own settings; it refuses what it does not know
+    added: bool = False  # over HTTP, not configured: settings that can't work fail the feed and not its worker
+    paused: bool = False  # starts paused
 
 
 class QualitySettings(_Spec, frozen=True, kw_only=True):
@@ -141,6 +145,44 @@ class CacheSettings(WorkerSettings, frozen=True, kw_only=True):
     start: Literal["newest", "oldest"] = "oldest"
 
 
+class RecorderSettings(WorkerSettings, frozen=True, kw_only=True):
+    """workers.recorder: rings to the journal, the journal to Parquet. A size of 0 = no limit."""
+
+    role: str = "recorder"
+    rings: tuple[RingId, ...]
+    folder: Annotated[str, Meta(min_length=1)]  # of this engine alone; gets the folders journal/ and parquet/
+    fsync: Literal["none", "interval", "always"] = "interval"
+    fsync_interval_s: Annotated[float, Meta(gt=0)] = 1.0
+    flush_ms: NotNegative = 100.0  # a record is in the journal this long after it was read, at the latest
+    batch_slots: Annotated[int, Meta(ge=256, le=1 << 20)] = 32768  # buffer of each ring, and longest block, in records
+    segment_bytes: Annotated[int, Meta(ge=4096)] = 64 << 20  # length at which a segment file is left for a new one
+    seal: bool = True  # write Parquet; without pyarrow it is left undone
+    seal_bytes: Annotated[int, Meta(ge=4096)] = 512 << 20  # raw records at which an hour is sealed in part, for memory
+    journal_hours: NotNegative = 2.0  # how long a sealed segment stays in the journal
+    retention_hours: NotNegative = 24.0  # how long anything stays
+    max_journal_bytes: Annotated[int, Meta(ge=0)] = 4 << 30
+    max_parquet_bytes: Annotated[int, Meta(ge=0)] = 0
+    reliable: bool = False  # hold the writers back (bounded) instead of losing records: for replays at full speed
+
+
+class GatewaySettings(WorkerSettings, frozen=True, kw_only=True):
+    """workers.gateway: rings to WebSocket clients. Beyond loopback it refuses to listen without a token."""
+
+    role: str = "gateway"
+    rings: tuple[RingId, ...]
+    host: str = "127.0.0.1"
+    port: Port = 8600
+    tokens: tuple[str, ...] = ()  # bearer tokens, any of which will do; asked for beyond loopback only
+    origins: tuple[str, ...] = ()  # web pages of other hosts that may connect, as "https://host:port"; "*" = any
+    max_clients: Positive = 10_000
+    max_topics: Positive = 1024  # of one client
+    max_message_bytes: Annotated[int, Meta(ge=256, le=1 << 24)] = 65536  # a request longer than this ends its client
+    queue_messages: Positive = 4096  # wait for a slow client in order; beyond it the newest of each topic
+    conflated_topics: Positive = 16_384  # topics that may wait so; beyond it the client is cut
+    cut_after_s: Annotated[float, Meta(gt=0)] = 10.0  # a client whose socket takes nothing for so long is cut
+    batch_slots: Annotated[int, Meta(ge=1, le=65536)] = 2048  # most records of a ring in one turn
+
+
 class Command(Struct, frozen=True, kw_only=True, tag_field="command"):
     """Base of what the control process asks of a worker; the reply carries the same `request_id`."""
 
@@ -167,6 +209,19 @@ class ResumeFeed(Command, frozen=True, kw_only=True, tag="resume_feed"):
     feed_id: FeedId
 
 
+class AddFeed(Command, frozen=True, kw_only=True, tag="add_feed"):
+    """Ingest only: host one feed more. Done also if it hosts a feed of that number; Refused if it can't work."""
+
+    feed: FeedSpec
+    fresh: bool = False  # the number was another feed's: its counts begin at 0
+
+
+class RemoveFeed(Command, frozen=True, kw_only=True, tag="remove_feed"):
+    """Ingest only: close a feed and forget it. Done also if there is none of that number."""
+
+    feed_id: FeedId
+
+
 class Reply(Struct, frozen=True, kw_only=True, tag_field="reply"):
     """Base of what a worker sends to the control process."""
 
@@ -185,12 +240,13 @@ class Done(Reply, frozen=True, kw_only=True, tag="done"):
 
 
 class Refused(Reply, frozen=True, kw_only=True, tag="refused"):
-    """The command was not carried out; `error` says why."""
+    """The command was not carried out; `error` says why. `settings`: asked for again it will not work either."""
 
     error: str
+    settings: bool = False
 
 
-AnyCommand = Ping | Drain | PauseFeed | ResumeFeed
+AnyCommand = Ping | Drain | PauseFeed | ResumeFeed | AddFeed | RemoveFeed
 AnyReply = Hello | Done | Refused
 
 SettingsT = TypeVar("SettingsT", bound=WorkerSettings)
@@ -208,8 +264,8 @@ def encode(settings: WorkerSettings) -> bytes:
 
 
 def encode_feed(feed: FeedSpec) -> bytes:
-    """One feed's settings as JSON, the same bytes for the same settings: what tells whether they changed."""
-    return _ordered_encoder.encode(feed)
+    """One feed's settings as JSON, the same bytes for the same input: what tells whether that has changed."""
+    return _ordered_encoder.encode(msgspec.structs.replace(feed, paused=False))
 
 
 def decode(line: bytes, settings_type: type[SettingsT]) -> SettingsT:

@@ -3,13 +3,30 @@
     /tk.NAME.topic
         0        header    magic (stored last), version, shards, turn_records
         16384    topics    u64 [6 record types][65536 instruments]: last number used in the topic
-        ...      shards    one block each: u64 cursor[16], shard_topic[4], logged, ring_created_ns[16], redo log
+        ...      shards    one block each: u64 cursor[16], shard_topic[4], logged, turns, ring_created_ns[16], redo log,
+                           turn log
+
+The turn log is what replay (workers/recent.py) finds the recent past by: the last TURNS runs of records that the shard
+numbered, in the order in which it did. A topic's numbers follow from it and from the records that the rings still
+hold. `turns` counts the entries ever made; entry i stands at i % TURNS and has four words:
+
+    first    ring sequence of its first record      ANNOUNCED: first sequence lost     BROKEN, CUT: 0
+    meta     count | ring << 48 | kind << 56
+    end      0                                      ANNOUNCED: one past the last
+    time_ns  0                                      ANNOUNCED: when
+
+    kind     NUMBERED   `count` records of the ring; turns that follow each other in one ring share an entry
+             AFTER_GAP  the same, and the first of them was sent with Flag.GAP_BEFORE: the shard was overrun before it
+             ANNOUNCED  no record of a ring: fan-out's own GAP record on marketdata.feed.status
+             BROKEN     what is older is of another ring under this number: no topic of it can be followed beyond
+             CUT        of unknown position: nothing can be followed beyond
 
 Fan-out is at-most-once with exact accounting. Before a turn's messages are sent, everything that the turn changes --
 the ring's cursor, the number of each topic it touched -- is written to the shard's redo log as absolute values, the log
 is declared valid, the values are applied, the log is emptied (workers/_route.pyx, `Router.route`). A process killed at
-any instruction leaves either the old state, or the new one, or a valid log that the next process applies again. It then
-resumes at the cursor: no record is ever sent twice, and what was in flight is a hole of known size in its topic.
+any instruction leaves either the old state, or the new one, or a valid log that the next process applies again.
+The turn log is changed by the same commit. The next process then resumes at the cursor: no record is ever sent twice,
+and what was in flight is a hole of known size in its topic, which replay can fill.
 
 Only order against a kill matters here, not against another core: one process at a time owns a shard (`claim`), and the
 memory itself survives. A crash of the machine loses segment, rings and subscribers together.
@@ -21,7 +38,7 @@ removes it. It never sends anything.
 from __future__ import annotations
 
 import time
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 
@@ -46,16 +63,35 @@ TOPICS: Final = SYMBOL_TOPICS + 4
 # Words of a shard's block.
 SHARD_TOPIC_WORD: Final = MAX_RINGS
 LOGGED_WORD: Final = MAX_RINGS + 4
+TURNS_MADE_WORD: Final = MAX_RINGS + 5
 RING_CREATED_WORD: Final = 24
 LOG_WORD: Final = 64
-LOG_SPARE: Final = 16  # entries beyond one a record: the cursor, the shard's own topics
+LOG_SPARE: Final = 16  # entries beyond one a record: the cursor, the shard's own topics, the turn log
+
+TURNS: Final = 32768  # entries of the turn log, 1 MiB a shard
+TURN_WORDS: Final = 4
+NUMBERED, AFTER_GAP, ANNOUNCED, BROKEN, CUT = range(5)
 
 _BEING_MADE_S: Final = 2.0
 _MAGIC: Final = 0x3143504F544B54  # "TKTOPC1", little-endian
-_VERSION: Final = 1
+_VERSION: Final = 2
 _HEADER_BYTES: Final = 16384
 _TOPICS_WORD: Final = _HEADER_BYTES // 8
 _SHARDS_WORD: Final = _TOPICS_WORD + SYMBOL_TOPICS
+
+
+_COUNT_MASK: Final = (1 << 48) - 1
+
+
+class Turn(NamedTuple):
+    """An entry of the turn log, see above; `first` and `end` are ring sequences."""
+
+    kind: int
+    ring: int
+    first: int
+    records: int
+    end: int
+    time_ns: int
 
 
 def topic_index(record_type: int, instrument_id: int) -> int:
@@ -95,7 +131,7 @@ class TopicTable:
         mode: int = 0o600,
         group: str | int | None = None,
     ) -> TopicTable:
-        """Make the table: about 3 MiB and 16 bytes a record of a turn for each shard.
+        """Make the table: about 3 MiB, and for each shard 1 MiB and 16 bytes a record of a turn.
 
         Raises:
             SegmentExists, ShmFull: see `Segment.create`.
@@ -205,10 +241,32 @@ class TopicTable:
     def set_cursor(self, shard: int, ring_id: int, ring_created_ns: int, cursor: int) -> None:
         """Start reading a ring at `cursor`; later moves are the router's. Only the owner of the shard may."""
         block = self.block_word(shard)
+        self._break_turns(shard, ring_id)
         # In this order a kill leaves a cursor of 0, "never read", and not one that belongs to another ring.
         self.words[block + ring_id] = 0
         self.words[block + RING_CREATED_WORD + ring_id] = ring_created_ns
         self.words[block + ring_id] = cursor
+
+    def _break_turns(self, shard: int, ring_id: int) -> None:
+        """Note that records of this ring before now are another's. Killed meanwhile, it is noted twice or not yet."""
+        made = self.turns_made(shard)
+        at = self.turns_word(shard) + made % TURNS * TURN_WORDS
+        self.words[at : at + TURN_WORDS] = 0, ring_id << 48 | BROKEN << 56, 0, 0
+        self.words[self.block_word(shard) + TURNS_MADE_WORD] = made + 1
+
+    def turns_word(self, shard: int) -> int:
+        """Index in `words` of a shard's turn log."""
+        return self.block_word(shard) + LOG_WORD + 2 * (self.turn_records + LOG_SPARE)
+
+    def turns_made(self, shard: int) -> int:
+        """Entries ever made in the turn log; the last TURNS of them are there."""
+        return int(self.words[self.block_word(shard) + TURNS_MADE_WORD])
+
+    def turn(self, shard: int, entry: int) -> Turn:
+        """One entry of the turn log; of use if `turns_made` - TURNS <= entry < `turns_made`."""
+        at = self.turns_word(shard) + entry % TURNS * TURN_WORDS
+        first, meta, end, time_ns = self.words[at : at + TURN_WORDS].tolist()
+        return Turn(meta >> 56, meta >> 48 & 0xFF, first, meta & _COUNT_MASK, end, time_ns)
 
     def sequence(self, topic: int, shard: int = 0) -> int:
         """Number of the last record of a topic (0 = none yet), by its index; `shard` matters from BATCH on."""
@@ -240,5 +298,5 @@ class TopicTable:
 
 
 def _block_words(turn_records: int) -> int:
-    words = LOG_WORD + 2 * (turn_records + LOG_SPARE)
+    words = LOG_WORD + 2 * (turn_records + LOG_SPARE) + TURNS * TURN_WORDS
     return -(-words // 2048) * 2048  # 16384-byte regions

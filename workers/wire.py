@@ -14,6 +14,29 @@ A message on a raw endpoint has two frames:
 topics of a symbol exist on one shard only; `marketdata.batch`, `.feed.status`, `.error` and `.latency.alert` exist on
 every shard, each with its own numbers.
 
+A replay endpoint (ROUTER; tcp: the port of the raw endpoint + 30) answers what any DEALER or REQ socket asks. A request
+is one frame, a msgpack map (a DEALER sends that frame alone; a REQ's empty frame before it is echoed):
+
+    {"kind": "range", "id": 7, "topic": "marketdata.tick.AAPL", "from": 120, "to": 180}    by topic sequence
+    {"kind": "ring", "id": 8, "ring": 2, "from": 1000, "to": 2000}                         by ring sequence, any topic
+    {"kind": "snapshot", "id": 9, "topic": "marketdata.tick.AAPL", "limit": 100}           or "symbol": "AAPL"
+
+`id` is the client's own, an integer or a string, and optional. The answer is one message: a msgpack map, then raw
+frames as above, ascending (`ring` answers have ring sequences in the place of topic sequences). The map has
+
+    id, kind          as asked; kind "error" instead with `code` and `error`, a sentence that names the field
+                      bad_request, unknown_symbol, unknown_ring, other_shard; busy: ask again later
+    from, to          the range that this answer settles; where `to` is less than asked for, ask on from there, unless
+                      it is beyond `topic_sequence` (`published` for rings): not published yet
+    records           how many the frames have
+    unavailable       [[from, to], ...] within it: published, and no longer to be found
+    topic_sequence    last number given in the topic; a stream that goes on at the next one has no gap and no double
+    as_of_ns          when this was, ns
+    symbol, last_trade, quote, day, open_bars, as_of, history
+                      snapshots: latest values (null where there are none) and, as [ring, sequence] pairs, up to where
+                      each ring is in them; `history` counts records in one more frame, the last, which carries the
+                      number 0: older records from the latest-value table, whose numbers are not known
+
 Used by fan-out and by subscribers; it does no I/O and imports nothing but the record layout.
 """
 
@@ -27,6 +50,7 @@ import numpy as np
 from shm.layout import RECORD, RECORD_SIZE_BYTES, TYPE_NAMES, RecordType
 
 WIRE_VERSION: Final = 1
+REPLAY_PORT_OFFSET: Final = 30
 HEADER_SIZE_BYTES: Final = 16
 HEADER: Final = struct.Struct("<HHIQ")
 
@@ -82,6 +106,20 @@ def unpack_frame(frame: bytes | memoryview) -> tuple[Header, np.ndarray]:
     """Header and records of a raw frame: shape (count,), dtype RECORD, a view of the frame that copies nothing."""
     header = unpack_header(frame)
     return header, np.frombuffer(frame, RECORD, count=header.record_count, offset=HEADER_SIZE_BYTES)
+
+
+def replay_endpoint(raw_endpoint: str) -> str | None:
+    """The replay endpoint beside a raw one as the engine lays them out; None if that can't be told from its name."""
+    scheme, _, address = raw_endpoint.partition("://")
+    if scheme == "tcp":
+        host, _, port = address.rpartition(":")
+        replay_port = int(port) + REPLAY_PORT_OFFSET if port.isascii() and port.isdecimal() else 0
+        return f"tcp://{host}:{replay_port}" if host and REPLAY_PORT_OFFSET < replay_port < 65536 else None
+    folder, slash, name = address.rpartition("/")
+    parts = name.split(".")
+    if scheme == "ipc" and len(parts) == 3 and parts[1] == "raw":
+        return f"ipc://{folder}{slash}{parts[0]}.replay.{parts[2]}"
+    return None
 
 
 def symbol_topic(record_type: int, symbol: str) -> str:

@@ -66,10 +66,13 @@ class EngineProcess:
         self._log = folder / f"{name}-{self.base}.log"
         self._runtime = tempfile.TemporaryDirectory(prefix="tk")  # pytest's own folders are too long for Unix sockets
         environment = {**os.environ, "XDG_RUNTIME_DIR": self._runtime.name, "PYTHONPATH": str(ROOT), **(env or {})}
+        if "--data-dir" not in options:
+            options = (*options, "--data-dir", str(folder / "data"))
         ports = ("--http-port", str(self.http_port), "--zmq-port", str(self.base))
+        data = () if "--data-dir" in options else ("--data-dir", str(folder / "data"))
         with self._log.open("wb") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "tools", "run", "--name", name, *ports, *options],
+                [sys.executable, "-m", "tools", "run", "--name", name, *ports, *data, *options],
                 cwd=ROOT,
                 env=environment,
                 stdout=log,
@@ -104,7 +107,19 @@ class EngineProcess:
 
     def get(self, path: str, method: str = "GET", **headers: str) -> tuple[int, dict[str, str], bytes]:
         """(status, headers, body) of one request; error statuses are answers too."""
-        request = urllib.request.Request(self.url(path), method=method, headers=headers)
+        return self._ask(urllib.request.Request(self.url(path), method=method, headers=headers))
+
+    def send(
+        self, method: str, path: str, body: Any, content_type: str = "application/json", **headers: str
+    ) -> tuple[int, Any]:
+        """(status, decoded body) of a request with a body: bytes as they are, anything else as JSON."""
+        sent = body if isinstance(body, bytes) else json.dumps(body).encode()
+        fields = {"Content-Type": content_type, **headers}
+        status, _, answer = self._ask(urllib.request.Request(self.url(path), sent, fields, method=method))
+        return status, json.loads(answer) if answer else None
+
+    @staticmethod
+    def _ask(request: urllib.request.Request) -> tuple[int, dict[str, str], bytes]:
         try:
             with urllib.request.urlopen(request, timeout=20) as answer:
                 return answer.status, {k.lower(): v for k, v in answer.headers.items()}, answer.read()

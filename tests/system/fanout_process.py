@@ -46,7 +46,7 @@ class FanoutStage:
         for symbol in symbols:
             self.instruments.intern(symbol)
         self.writer = RingWriter.create(engine, 2, depth_slots=depth_slots)
-        self.ports: dict[str, int] = {kind: free_port() for kind in ("raw", "msgpack", "json")}
+        self.ports: dict[str, int] = {kind: free_port() for kind in ("raw", "msgpack", "json", "replay")}
         self._workers: dict[int, subprocess.Popen[bytes]] = {}
 
     def start(self, shard: int = 0, **settings: Any) -> subprocess.Popen[bytes]:
@@ -59,6 +59,7 @@ class FanoutStage:
             "raw_port": self.ports["raw"],
             "msgpack_port": self.ports["msgpack"],
             "json_port": self.ports["json"],
+            "replay_port": self.ports["replay"],
             **settings,
         }
         worker = subprocess.Popen([sys.executable, "-m", MODULES["fanout"]], stdin=subprocess.PIPE, cwd=ROOT)

@@ -226,7 +226,7 @@ def test_killed_fanout_sends_nothing_twice_and_its_losses_are_exact_holes(
         number_of[index] = seen[instrument]
     received: list[Message] = []
     sent = 0
-    with Subscriber(f"tcp://127.0.0.1:{stage.ports['raw']}", ["marketdata.tick.*"]) as subscriber:
+    with Subscriber(f"tcp://127.0.0.1:{stage.ports['raw']}", ["marketdata.tick.*"], heal=False) as subscriber:
 
         def receive_until(condition: Callable[[], bool], what: str) -> None:
             """Receiving is also what lets a SUB socket send its subscriptions again to a publisher that came back."""

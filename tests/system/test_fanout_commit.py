@@ -73,7 +73,7 @@ def test_turn_is_committed_wholly_or_not_at_all(stops: Path, engine_name: str, s
             child.kill()
         ring_word = table.block_word(0) + 2
         if committed:
-            assert table.logged(0) == 42  # 40 topics, the batch topic, the cursor
+            assert table.logged(0) == 43  # 40 topics, the batch topic, the cursor, the turn log
         assert int(table.words[table.block_word(0) + LOG_WORD]) == ring_word
 
         table.claim(0)

@@ -8,7 +8,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from engine.config import ENVIRONMENT, SECTIONS, load, parse_bytes
+from engine.access import read_tokens
+from engine.config import ENVIRONMENT, SECTIONS, gateway_port, load, parse_bytes
 from engine.errors import ConfigError
 from engine.manual import describe_key, render
 from engine.settings import Config, FeedSection, QualitySection
@@ -164,3 +165,26 @@ def test_sizes_in_words(text: str, expected: int) -> None:
 
 def test_quality_settings_are_those_of_the_ingest_worker_with_the_same_defaults() -> None:
     assert msgspec.structs.asdict(QualitySection()) == msgspec.structs.asdict(QualitySettings())
+
+
+def test_the_gateway_listens_beside_http_and_clashes_are_told() -> None:
+    assert gateway_port(load(None, {})) == 8600
+    assert gateway_port(load(None, {}, {"http.port": 9800, "zmq.base_port": 9800})) == 9600
+    assert gateway_port(load(None, {}, {"gateway.port": 7000})) == 7000
+    for overrides, words in [
+        ({"http.port": 9001}, "8801 is also a ZeroMQ port"),
+        ({"gateway.port": 8800}, "8800 is also the HTTP port"),
+        ({"http.port": 200}, "200 less is no port"),
+    ]:
+        with pytest.raises(ConfigError, match=words):
+            load(None, {}, overrides)
+        load(None, {}, {**overrides, "gateway.enabled": False})
+
+
+def test_the_gateway_does_not_listen_beyond_loopback_without_a_token() -> None:
+    beyond = load(None, {}, {"gateway.host": "0.0.0.0"})
+    with pytest.raises(ConfigError, match="bearer token"):
+        read_tokens(beyond, {})
+    (token,) = read_tokens(beyond, {"TICKENGINE_HTTP_TOKEN": "x" * 16})
+    assert token.secret == b"x" * 16
+    read_tokens(load(None, {}, {"gateway.host": "0.0.0.0", "gateway.enabled": False}), {})

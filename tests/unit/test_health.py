@@ -193,6 +193,20 @@ def test_a_silent_process_is_degraded_though_it_says_ready() -> None:
     assert "silent for 1.5 s" in why(health, "process:ingest-0")
 
 
+def test_a_recorder_that_can_not_write_is_degraded_and_says_so() -> None:
+    now = sample(5, 50, processes=(process(5, gauges={"journal_stalled": 1.0}),))
+    health = verdict(now, watched((0, 0), (4, 40), (5, 50)))
+    assert health.verdict is Verdict.DEGRADED
+    assert "keeps its position" in why(health, "process:ingest-0")
+
+
+def test_stored_records_are_those_of_the_journal_and_without_a_recorder_those_of_l1() -> None:
+    cache = process(5, label="cache", role="cache", counters={"records_applied": 7})
+    recorder = process(5, label="recorder", role="recorder", counters={"records_stored": 5})
+    assert sample(5, processes=(cache,)).stored == 7
+    assert sample(5, processes=(cache, recorder)).stored == 5
+
+
 def test_losses_of_our_own_readers_degrade_until_the_window_has_passed_them() -> None:
     watch = watched((0, 0), (4, 40), (5, 50))
     health = verdict(sample(5, 50, lost=7), watch, before=sample(0, lost=0))

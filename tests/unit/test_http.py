@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from engine.access import REQUESTS_BURST, REQUESTS_PER_SECOND, Gate, read_token
+from engine.access import Gate, parse_tokens, read_tokens
 from engine.config import load
 from engine.errors import ConfigError
 from engine.replies import points
@@ -16,60 +16,108 @@ from shm.message import news_pieces
 TOKEN = "0123456789abcdef-token"
 
 
+def gate(text: str = "", *, loopback: bool = True, rate: float = 500.0) -> Gate:
+    """A gate with the tokens of a token file."""
+    return Gate(parse_tokens(text, "test"), loopback=loopback, requests_per_second=rate)
+
+
+def status(
+    gate: Gate,
+    method: str,
+    path: str,
+    authorization: str | None = None,
+    *,
+    peer: str = "127.0.0.1",
+    host: str = "127.0.0.1:8800",
+    now_s: float = 0.0,
+) -> int:
+    """What a request is answered with; 0 = it is served."""
+    denial = gate.denial(method, path, authorization=authorization, peer=peer, host=host, now_s=now_s)
+    return denial.status if denial is not None else 0
+
+
 def test_on_loopback_reading_is_open() -> None:
-    gate = Gate(TOKEN, loopback=True, now_s=0.0)
-    assert gate.allows("/metrics", None)
+    assert status(gate(TOKEN), "GET", "/metrics") == 0
+    assert status(gate(TOKEN), "POST", "/symbols/AAPL/snapshot") == 0
 
 
 @pytest.mark.parametrize(
-    ("path", "authorization", "allowed"),
+    ("path", "authorization", "answer"),
     [
-        ("/metrics", None, False),
-        ("/metrics", "Bearer wrong-token-of-some-length", False),
-        ("/metrics", f"Basic {TOKEN}", False),
-        ("/metrics", "Bearer", False),
-        ("/metrics", "Bearer ä", False),
-        ("/metrics", f"Bearer {TOKEN}", True),
-        ("/metrics", f"bearer  {TOKEN} ", True),
-        ("/live", None, True),
-        ("/ready", None, True),
-        ("/", None, True),
-        ("/schema/openapi.json", None, False),
+        ("/metrics", None, 401),
+        ("/metrics", "Bearer wrong-token-of-some-length", 401),
+        ("/metrics", f"Basic {TOKEN}", 401),
+        ("/metrics", "Bearer", 401),
+        ("/metrics", "Bearer ä", 401),
+        ("/metrics", f"Bearer {TOKEN}", 0),
+        ("/metrics", f"bearer  {TOKEN} ", 0),
+        ("/live", None, 0),
+        ("/ready", None, 0),
+        ("/", None, 0),
+        ("/schema/openapi.json", None, 401),
     ],
 )
-def test_beyond_loopback_the_token_is_needed(path: str, authorization: str | None, allowed: bool) -> None:
-    assert Gate(TOKEN, loopback=False, now_s=0.0).allows(path, authorization) is allowed
+def test_beyond_loopback_a_token_is_needed(path: str, authorization: str | None, answer: int) -> None:
+    assert status(gate(TOKEN, loopback=False), "GET", path, authorization) == answer
 
 
-def test_requests_are_bounded_and_come_back_with_time() -> None:
-    gate = Gate("", loopback=True, now_s=0.0)
-    taken = sum(gate.takes(0.0) for _ in range(int(REQUESTS_BURST) + 50))
-    assert taken == REQUESTS_BURST
-    assert not gate.takes(0.5 / REQUESTS_PER_SECOND)
-    assert gate.takes(2.0 / REQUESTS_PER_SECOND)
+@pytest.mark.parametrize("loopback", [True, False])
+@pytest.mark.parametrize(("method", "path"), [("POST", "/data/ingest"), ("PATCH", "/feeds/x"), ("DELETE", "/feeds/x")])
+def test_what_changes_state_needs_a_token_of_scope_write(loopback: bool, method: str, path: str) -> None:
+    reader, writer = "read-0123456789abcdef", "write-0123456789abcdef"
+    guarded = gate(f"# holders\n\nread {reader} grafana\nwrite {writer}\n", loopback=loopback)
+    assert status(guarded, method, path) == 401
+    assert status(guarded, method, path, f"Bearer {reader}") == 403
+    assert status(guarded, method, path, f"Bearer {writer}") == 0
+    assert status(guarded, "GET", "/metrics", f"Bearer {reader}") == 0
 
 
-def test_the_token_comes_from_file_credential_or_environment(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("host", "answer"),
+    [("127.0.0.1:8800", 0), ("localhost:8800", 0), ("[::1]:8800", 0), ("evil.example:8800", 403), ("", 403)],
+)
+def test_without_tokens_a_write_must_be_addressed_to_loopback(host: str, answer: int) -> None:
+    assert status(gate(), "POST", "/data/ingest", host=host) == answer
+    assert status(gate(), "GET", "/metrics", host=host) == 0
+
+
+def test_each_client_has_a_bucket_of_its_own_that_fills_with_time() -> None:
+    limited = gate(rate=10)
+    taken = [status(limited, "GET", "/live", peer="10.0.0.1") for _ in range(30)]
+    assert taken == [0] * 20 + [429] * 10
+    assert status(limited, "GET", "/live", peer="10.0.0.2") == 0
+    denial = limited.denial("GET", "/live", authorization=None, peer="10.0.0.1", host="", now_s=0.0)
+    assert denial is not None
+    assert int(denial.headers["Retry-After"]) >= 1
+    assert status(limited, "GET", "/live", peer="10.0.0.1", now_s=0.2) == 0
+
+
+def test_the_tokens_come_from_file_credential_or_environment(tmp_path: Path) -> None:
     file = tmp_path / "token"
-    file.write_text(f"{TOKEN}-file\n")
+    file.write_text(f"{TOKEN}-file\nread {TOKEN}-second dashboard\n")
     (tmp_path / "http_token").write_text(f"{TOKEN}-credential\n")
     env = {"CREDENTIALS_DIRECTORY": str(tmp_path), "TICKENGINE_HTTP_TOKEN": f"{TOKEN}-environment"}
-    with_file = load(None, {}, {"http.token_file": str(file)})
-    assert read_token(with_file, env) == f"{TOKEN}-file"
-    assert read_token(load(None, {}), env) == f"{TOKEN}-credential"
-    assert read_token(load(None, {}), {"TICKENGINE_HTTP_TOKEN": f"{TOKEN}-environment"}) == f"{TOKEN}-environment"
-    assert read_token(load(None, {}), {}) == ""
+    first, second = read_tokens(load(None, {}, {"http.token_file": str(file)}), env)
+    assert (first.secret, first.writes, first.name) == (f"{TOKEN}-file".encode(), True, "token-1")
+    assert (second.secret, second.writes, second.name) == (f"{TOKEN}-second".encode(), False, "dashboard")
+    assert [token.secret for token in read_tokens(load(None, {}), env)] == [f"{TOKEN}-credential".encode()]
+    only = read_tokens(load(None, {}), {"TICKENGINE_HTTP_TOKEN": f"{TOKEN}-environment"})
+    assert [token.secret for token in only] == [f"{TOKEN}-environment".encode()]
+    assert read_tokens(load(None, {}), {}) == ()
 
 
 def test_beyond_loopback_without_a_token_is_refused_and_no_error_shows_a_token(tmp_path: Path) -> None:
     beyond = load(None, {}, {"http.host": "0.0.0.0"})
     with pytest.raises(ConfigError, match="bearer token is needed"):
-        read_token(beyond, {})
-    with pytest.raises(ConfigError) as error:
-        read_token(beyond, {"TICKENGINE_HTTP_TOKEN": "short-secret"})
-    assert "short-secret" not in str(error.value)
+        read_tokens(beyond, {})
+    for text in ("short-secret", "read short-secret", f"admin {TOKEN}", f"write {TOKEN} two words"):
+        with pytest.raises(ConfigError, match="line 1") as error:
+            read_tokens(beyond, {"TICKENGINE_HTTP_TOKEN": text})
+        assert "short-secret" not in str(error.value)
+        assert TOKEN not in str(error.value)
     with pytest.raises(ConfigError, match="nowhere"):
-        read_token(load(None, {}, {"http.token_file": str(tmp_path / "nowhere")}), {})
+        read_tokens(load(None, {}, {"http.token_file": str(tmp_path / "nowhere")}), {})
+    assert TOKEN not in repr(parse_tokens(TOKEN, "test"))
 
 
 def test_a_trade_is_told_in_the_fields_of_the_interface() -> None:

@@ -23,6 +23,7 @@ from workers.spec import (
     EXIT_BAD_SETTINGS,
     EXIT_CLEAN,
     EXIT_SHM,
+    AddFeed,
     AnyReply,
     Command,
     Done,
@@ -33,6 +34,7 @@ from workers.spec import (
     PauseFeed,
     Ping,
     Refused,
+    RemoveFeed,
     ResumeFeed,
     decode_reply,
     encode,
@@ -418,3 +420,46 @@ def test_commands_are_answered_and_carried_out(engine: Engine, control: Control)
 
     assert control.ask(Drain(request_id=12)) == Done(request_id=12)
     assert worker.wait(DEADLINE_S) == EXIT_CLEAN
+
+
+def test_feeds_are_added_and_removed_while_the_worker_runs(engine: Engine, control: Control) -> None:
+    engine.start(control_endpoint=control.endpoint)
+    control.receive()
+    spec = FeedSpec(feed_id=9, name="late", source="simulated", symbols=("TSLA",), options={"rate": 500}, added=True)
+    assert control.ask(AddFeed(request_id=1, feed=spec)) == Done(request_id=1)
+    assert control.ask(AddFeed(request_id=2, feed=spec)) == Done(request_id=2)  # hosts it already
+    until(lambda: engine.counter("feed.9.records") > 50, "records of the feed")
+    assert control.ask(RemoveFeed(request_id=3, feed_id=9)) == Done(request_id=3)
+    assert control.ask(RemoveFeed(request_id=4, feed_id=9)) == Done(request_id=4)
+    held = engine.counter("feed.9.records")
+    assert control.ask(Ping(request_id=5)) == Done(request_id=5)
+    assert engine.counter("feed.9.records") == held
+    assert control.ask(AddFeed(request_id=6, feed=spec, fresh=True)) == Done(request_id=6)
+    assert engine.counter("feed.9.records") < held
+
+
+@pytest.mark.parametrize(
+    ("source", "options", "says"),
+    [("simulatd", {}, "simulated"), ("simulated", {"rat": 1}, "rate"), ("replay", {}, "files")],
+)
+def test_a_feed_that_can_not_work_is_refused_when_added(
+    engine: Engine, control: Control, source: str, options: dict[str, Any], says: str
+) -> None:
+    engine.start(simulated(rate=2000), control_endpoint=control.endpoint)
+    control.receive()
+    bad = FeedSpec(feed_id=9, name="bad", source=source, options=options, added=True)
+    reply = control.ask(AddFeed(request_id=1, feed=bad))
+    assert isinstance(reply, Refused)
+    assert reply.settings
+    assert says in reply.error
+    before = engine.counter("feed.1.records")
+    until(lambda: engine.counter("feed.1.records") > before, "the other feed to go on")
+
+
+def test_an_added_feed_that_can_not_work_any_more_does_not_keep_its_worker_from_starting(engine: Engine) -> None:
+    gone = FeedSpec(feed_id=9, name="gone", source="no-such-source", added=True)
+    paused = FeedSpec(feed_id=8, name="paused", source="simulated", options={"rate": 500}, added=True, paused=True)
+    engine.start(simulated(rate=2000), gone, paused)
+    until(lambda: engine.counter("feed.9.down") and engine.counter("feed.1.records") > 100, "one down, one up")
+    assert engine.counter("feed.8.paused") == 1
+    assert engine.counter("feed.8.records") == 0

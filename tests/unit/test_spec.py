@@ -21,6 +21,7 @@ from workers.spec import (
     PauseFeed,
     Ping,
     Placement,
+    RecorderSettings,
     Refused,
     ResumeFeed,
     WorkerSettings,
@@ -42,6 +43,7 @@ SETTINGS: list[WorkerSettings] = [
     IngestSettings(engine="main", label="ingest-0", ring_id=2, feeds=(FEED,), placement=Placement(rank=0, workers=3)),
     FanoutSettings(engine="main", label="fanout-0", rings=(0, 1, 2), shards=2, shard=1, ipc_dir="/run/x"),
     CacheSettings(engine="main", label="cache", rings=(2, 3), bar_intervals_s=(1, 60, 300)),
+    RecorderSettings(engine="main", label="recorder", rings=(0, 1, 2), folder="/var/lib/x/main", fsync="always"),
 ]
 
 

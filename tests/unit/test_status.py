@@ -133,13 +133,13 @@ def test_full_tables_are_clear_errors(block: StatusBlock) -> None:
     mine = block.register("p0", "x")
     for index in range(_status.COUNTERS):
         mine.counter(f"c{index}").add(index)
-    with pytest.raises(ShmFull, match="all 256"):
+    with pytest.raises(ShmFull, match="all 1024"):
         mine.counter("one more")
     with pytest.raises(ShmFull, match="all 8"):
         [mine.histogram(f"h{index}") for index in range(9)]
     seen = block.process("p0")
     assert seen is not None
-    assert seen.counters == {f"c{index}": index for index in range(256)}
+    assert seen.counters == {f"c{index}": index for index in range(1024)}
 
 
 @pytest.mark.parametrize("name", ["", "x" * 48, "line\nbreak"])

@@ -79,7 +79,7 @@ def test_topics_match_exactly_and_a_star_matches_a_prefix(publisher: Publisher) 
 
 
 def test_gap_is_exact_and_joining_late_is_none(publisher: Publisher) -> None:
-    with Subscriber(publisher.endpoint, ["*"]) as subscriber:
+    with Subscriber(publisher.endpoint, ["*"], heal=False) as subscriber:
         publisher.wait_subscribed()
         for topic, number, count in (
             ("a", 100, 10),
@@ -197,4 +197,11 @@ def test_import_needs_no_engine() -> None:
     heavy = ("posix_ipc", "msgspec", "psutil", "engine", "shm", "workers")
     done = subprocess.run([sys.executable, "-c", code % (heavy,)], capture_output=True, text=True, check=True)
 
-    assert done.stdout.split() == ["shm", "shm.layout", "workers", "workers.subscriber", "workers.wire"]
+    assert done.stdout.split() == [
+        "shm",
+        "shm.layout",
+        "workers",
+        "workers.healing",
+        "workers.subscriber",
+        "workers.wire",
+    ]

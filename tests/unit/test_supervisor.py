@@ -15,7 +15,7 @@ from engine.plan import make_plan, runtime_dir
 from engine.process import LINES_PER_SECOND, MAX_LINE_BYTES, LineBuffer, worker_environment
 from engine.settings import FeedSection
 from engine.supervisor import end_in_words
-from workers.spec import MODULES, FanoutSettings, IngestSettings, decode, encode
+from workers.spec import MODULES, FanoutSettings, GatewaySettings, IngestSettings, RecorderSettings, decode, encode
 
 LIMITS = Limits(heartbeat_timeout_s=1.0, startup_grace_s=15.0, backoff_cap_s=5.0, stable_after_s=10.0, failed_after=5)
 TURN_S = 0.2
@@ -147,8 +147,10 @@ def test_the_plan_gives_each_worker_its_ring_and_consumers_all_rings(tmp_path: P
     plan = make_plan(config, tmp_path)
     assert [worker.label for worker in plan.workers] == [
         "cache",
+        "recorder",
         "fanout-0",
         "fanout-1",
+        "gateway",
         "ingest-0",
         "ingest-1",
         "ingest-2",
@@ -166,6 +168,8 @@ def test_the_plan_gives_each_worker_its_ring_and_consumers_all_rings(tmp_path: P
         (1, 2, (0, 1, 2, 3, 4)),
     ]
     assert plan.endpoints["raw"] == ("tcp://127.0.0.1:8801", "tcp://127.0.0.1:8802")
+    gateway = next(worker.settings for worker in plan.workers if isinstance(worker.settings, GatewaySettings))
+    assert (gateway.port, gateway.rings, plan.ws_url) == (8600, (0, 1, 2, 3, 4), "ws://127.0.0.1:8600/ws/stream")
     hosted = [feed.feed_id for w in plan.workers if isinstance(w.settings, IngestSettings) for feed in w.settings.feeds]
     assert sorted(hosted) == [1, 2, 3]
     replay = next(feed for feed in plan.feeds if feed.source == "replay")
@@ -178,7 +182,7 @@ def test_the_plan_gives_each_worker_its_ring_and_consumers_all_rings(tmp_path: P
 def test_readers_hold_the_writers_back_only_for_replays_at_full_speed(tmp_path: Path) -> None:
     for speed, reliable in (("max", True), ("10", False)):
         plan = make_plan(load(None, {}, {"replay.files": ["a.dbn"], "replay.speed": speed}), tmp_path)
-        readers = [worker.settings for worker in plan.workers if worker.role != "ingest"]
+        readers = [worker.settings for worker in plan.workers if worker.role in ("cache", "fanout")]
         assert {getattr(settings, "reliable", None) for settings in readers} == {reliable}
 
 
@@ -187,11 +191,29 @@ def test_a_worker_without_a_feed_is_not_started(tmp_path: Path) -> None:
     assert [worker.label for worker in plan.workers if worker.role == "ingest"] == ["ingest-0"]
 
 
+def test_the_recorder_reads_every_ring_into_a_folder_of_the_engines_own(tmp_path: Path) -> None:
+    keys = {
+        "engine.data_dir": str(tmp_path),
+        "engine.name": "x",
+        "storage.retention_hours": 3.0,
+        "storage.max_journal": "1MiB",
+    }
+    plan = make_plan(load(None, {}, keys), tmp_path)
+    (settings,) = [worker.settings for worker in plan.workers if isinstance(worker.settings, RecorderSettings)]
+    assert settings.rings == tuple(ring.ring_id for ring in plan.rings)
+    assert (settings.folder, settings.retention_hours, settings.max_journal_bytes) == (f"{tmp_path}/x", 3.0, 1 << 20)
+    assert (settings.placement.policy, settings.reliable) == ("none", False)
+    without = make_plan(load(None, {}, {"storage.enabled": False}), tmp_path)
+    assert "recorder" not in [worker.label for worker in without.workers]
+    at_once = make_plan(load(None, {}, {"replay.files": ["a.dbn"], "replay.speed": "max"}), tmp_path)
+    assert all(worker.settings.reliable for worker in at_once.workers if isinstance(worker.settings, RecorderSettings))
+
+
 def test_placement_ranks_ingest_first_and_explicit_cores_go_before_the_policy(tmp_path: Path) -> None:
     config = load(None, {}, {"placement.cores": {"cache": 3}, "placement.max_cores": 1})
     plans = {worker.label: worker.settings.placement for worker in make_plan(config, tmp_path).workers}
     assert (plans["ingest-0"].policy, plans["ingest-0"].rank, plans["ingest-0"].workers) == ("auto", 0, 1)
-    assert plans["fanout-0"].policy == "none"
+    assert plans["fanout-0"].policy == plans["gateway"].policy == "none"
     assert (plans["cache"].policy, plans["cache"].core) == ("core", 3)
     with pytest.raises(ConfigError, match="no worker is labelled 'ingest-9'"):
         make_plan(load(None, {}, {"placement.cores": {"ingest-9": 3}}), tmp_path)

@@ -55,3 +55,20 @@ def test_topics_are_named_as_the_interface_says() -> None:
     assert wire.STATUS_TOPIC == "marketdata.feed.status"
     assert wire.ERROR_TOPIC == "marketdata.error"
     assert wire.ALERT_TOPIC == "marketdata.latency.alert"
+
+
+@pytest.mark.parametrize(
+    ("raw", "replay"),
+    [
+        ("tcp://127.0.0.1:8801", "tcp://127.0.0.1:8831"),
+        ("tcp://[::1]:8802", "tcp://[::1]:8832"),
+        ("ipc:///run/tk/main.raw.0", "ipc:///run/tk/main.replay.0"),
+        ("tcp://127.0.0.1:65530", None),
+        ("tcp://127.0.0.1:*", None),
+        ("ipc:///run/tk/other", None),
+        ("inproc://x", None),
+        ("nonsense", None),
+    ],
+)
+def test_replay_endpoint_follows_from_the_raw_one(raw: str, replay: str | None) -> None:
+    assert wire.replay_endpoint(raw) == replay

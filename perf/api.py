@@ -1,0 +1,179 @@
+"""How many points does HTTP ingest take, and how fast is the last state of a symbol answered?
+
+    ingest_json, ingest_msgpack   points/s that POST /data/ingest stores, 10,000 a request
+    data_l1                       GET /data/SYMBOL?limit=10 from L1, requests/s of one client that waits for each answer
+    snapshot                      POST /symbols/SYMBOL/snapshot, us from request to answer, median
+
+        this process --HTTP, one connection--> control process --> ring 0 --> cache, fan-out
+
+The engine is the real one, with the client on the same cores. Peers: of ingest, msgspec alone decoding the same body
+into the same structs in this process; of the others, Litestar under uvicorn that answers a constant of 100 bytes.
+
+Verified: every point is counted as stored and ring 0 holds it; every answer is 200 and has data.
+"""
+
+from __future__ import annotations
+
+import http.client
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from statistics import median
+from typing import Any, Literal
+
+import msgspec
+
+from perf.errors import require
+from perf.footprint import RunningEngine, running
+from perf.report import Row, Target, compare
+from perf.rounds import Plan, alternate
+from perf.stage import free_port
+from shm.ring import ring_info
+from workers.points import decode_body
+
+POINTS = 10_000
+SYMBOLS = 200
+REQUESTS = 2000
+
+_BARE = """
+import sys, uvicorn
+from litestar import Litestar, get
+@get("/")
+async def constant() -> dict[str, str]:
+    return {"answer": "x" * 85}
+uvicorn.run(Litestar([constant], openapi_config=None), port=int(sys.argv[1]), log_level="critical", http="h11")
+"""
+
+
+def ingest_json(plan: Plan) -> Row:
+    """Points a second as JSON."""
+    return _ingest(plan, "json", 200_000)
+
+
+def ingest_msgpack(plan: Plan) -> Row:
+    """Points a second as msgpack."""
+    return _ingest(plan, "msgpack", 500_000)
+
+
+def data_l1(plan: Plan) -> Row:
+    """GET /data from L1."""
+    count = plan.amount(REQUESTS)
+    with running("--simulate") as engine, _bare() as peer_port:
+        symbol = _symbol(engine)
+        times: list[float] = []
+
+        def measure() -> float:
+            times[:] = _times(engine.http_port, "GET", f"/data/{symbol}?limit=10", count)
+            return count / sum(times)
+
+        ours, theirs = alternate(plan, measure, lambda: count / sum(_times(peer_port, "GET", "/", count)))
+    note = f"10 records; p50 {median(times) * 1e3:.2f} ms; one client that waits for each answer"
+    return compare("data_l1", "requests/s", ours, "bare Litestar", theirs, target=Target(3000, "higher"), note=note)
+
+
+def snapshot(plan: Plan) -> Row:
+    """POST /symbols/SYMBOL/snapshot."""
+    count = plan.amount(REQUESTS)
+    with running("--simulate") as engine, _bare() as peer_port:
+        path = f"/symbols/{_symbol(engine)}/snapshot"
+        ours, theirs = alternate(
+            plan,
+            lambda: median(_times(engine.http_port, "POST", path, count)) * 1e6,
+            lambda: median(_times(peer_port, "GET", "/", count)) * 1e6,
+        )
+    note = f"runs {ours.spread('{:.0f}')} us; one client that waits for each answer"
+    return compare("snapshot", "us", ours, "bare Litestar", theirs, target=Target(500, "lower"), note=note)
+
+
+def _ingest(plan: Plan, form: Literal["json", "msgpack"], target: float) -> Row:
+    module: Any = getattr(msgspec, form)
+    body = bytes(module.encode({"data": [_point(number) for number in range(POINTS)]}))
+    requests = plan.amount(30)
+    headers = {"Content-Type": f"application/{form}"}
+    with running("--simulate") as engine:
+        connection = http.client.HTTPConnection("127.0.0.1", engine.http_port, timeout=30)
+
+        def measure() -> float:
+            before = ring_info(engine.name, 0).published
+            start = time.perf_counter()
+            for _ in range(requests):
+                connection.request("POST", "/data/ingest", body, headers)
+                answer = msgspec.json.decode(connection.getresponse().read())
+                require(answer.get("count") == POINTS, f"a request stored {answer.get('count')} of {POINTS} points")
+            seconds = time.perf_counter() - start
+            held = ring_info(engine.name, 0).published - before
+            require(held >= requests * POINTS, f"ring 0 has {held} records of {requests * POINTS} points")
+            return requests * POINTS / seconds
+
+        def decode_alone() -> float:
+            start = time.perf_counter()
+            for _ in range(requests):
+                require(len(decode_body(body, form)[0]) == POINTS, "msgspec lost points")
+            return requests * POINTS / (time.perf_counter() - start)
+
+        ours, theirs = alternate(plan, measure, decode_alone)
+        connection.close()
+    note = f"{POINTS:,} points a request, {len(body) // POINTS} bytes each; trades and quotes of {SYMBOLS} symbols"
+    return compare(
+        f"ingest_{form}", "points/s", ours, "msgspec alone", theirs, target=Target(target, "higher"), note=note
+    )
+
+
+def _point(number: int) -> dict[str, Any]:
+    price = 100 + number % 100 / 100
+    trade = {"price": price, "size": 5.0, "exchange": "XNAS", "trade_id": number, "side": "buy"}
+    quote = {"bid": price, "ask": price + 0.02, "bid_size": 3.0, "ask_size": 4.0}
+    return {
+        "symbol": f"S{number % SYMBOLS}",
+        "data_type": "trade" if number % 2 else "quote",
+        "source": "websocket",
+        "timestamp": "2026-01-02T14:30:00.123456Z",
+        "data": trade if number % 2 else quote,
+        "latency_ms": 1.5,
+    }
+
+
+def _symbol(engine: RunningEngine) -> str:
+    """A symbol that has at least ten records and a trade."""
+    while True:
+        for symbol in msgspec.json.decode(engine.get("symbols"))["symbols"]:
+            if msgspec.json.decode(engine.get(f"data/{symbol}?data_type=trade&limit=10"))["count"] == 10:
+                return str(symbol)
+        time.sleep(0.1)
+
+
+def _times(port: int, method: str, path: str, count: int) -> list[float]:
+    """Seconds of each of `count` requests over one connection."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+    times = []
+    for _ in range(count):
+        start = time.perf_counter()
+        connection.request(method, path)
+        answer = connection.getresponse()
+        size = len(answer.read())
+        times.append(time.perf_counter() - start)
+        require(answer.status == 200 and size > 50, f"{path} answered {answer.status} with {size} bytes")
+    connection.close()
+    return times
+
+
+@contextmanager
+def _bare() -> Iterator[int]:
+    """The port of a server that only answers."""
+    port = free_port()
+    server = subprocess.Popen([sys.executable, "-c", _BARE, str(port)])
+    try:
+        deadline = time.monotonic() + 30
+        while True:
+            try:
+                _times(port, "GET", "/", 1)
+                break
+            except OSError:
+                require(time.monotonic() < deadline, "the bare server did not start")
+                time.sleep(0.05)
+        yield port
+    finally:
+        server.terminate()
+        server.wait()
