@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import logging
 import random
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -30,6 +31,8 @@ from workers.source import Source
 from workers.spec import FeedSpec, QualitySettings
 
 REPORT_EVERY_NS: Final = 10_000_000_000
+PROGRESS_EVERY_NS: Final = 10_000_000_000
+_BAR_CELLS: Final = 30
 
 log = logging.getLogger("feed")
 
@@ -99,6 +102,7 @@ class Feed:
         self._seen = Progress()
         self._rejected = 0
         self._next_report_ns = 0
+        self._next_bar_ns = 0
         self._paused = False
         self._over = False
 
@@ -145,9 +149,21 @@ class Feed:
         if count:
             self._publish(source, batch, count, now_ns, publisher)
         self._note_progress(source, publisher)
+        if now_ns >= self._next_bar_ns:
+            self._show_bar(source, now_ns)
         self.due_ns = source.next_due_ns
         if self.due_ns is None:
             self._finish(now_ns, publisher)
+
+    def _show_bar(self, source: Source, now_ns: int) -> None:
+        """Say how far a long replay is: every 10 s a line that the control process shows. A loop has no end to tell."""
+        share: float | None = None if self.spec.options.get("loop") else getattr(source, "progress", None)
+        if share is not None and self._next_bar_ns:
+            done = round(_BAR_CELLS * share)
+            bar = "#" * done + "-" * (_BAR_CELLS - done)
+            text = f"{self.spec.name} [{bar}] {100 * share:.0f} %, {self._records.value:,} records"
+            print(text, file=sys.stderr, flush=True)
+        self._next_bar_ns = now_ns + PROGRESS_EVERY_NS
 
     def pause(self) -> None:
         """Take nothing from the source until `resume`."""
