@@ -34,6 +34,7 @@ from shm.status import ProcessState
 if TYPE_CHECKING:
     from engine.audit import Audited, AuditLog
     from engine.commands import CommandChannel
+    from engine.intake import Intake
     from engine.observer import Observer
 
 TICK_S: Final = 1.0
@@ -72,6 +73,7 @@ class Control:
         self._server: HttpServer | None = None
         self._commands: CommandChannel | None = None
         self._audit: AuditLog | None = None
+        self._intake: Intake | None = None
 
     async def run(self) -> int:
         """Start, serve until told to stop, stop; returns the exit status. Raises EngineError if the start fails."""
@@ -141,7 +143,7 @@ class Control:
 
         http = self._config.http
         gate = Gate(self._tokens, loopback=is_loopback(http.host), requests_per_second=http.requests_per_second)
-        intake = Intake(self._config, segments, supervisor)
+        self._intake = intake = Intake(self._config, segments, supervisor)
         book = Feeds(self._plan, self._stored, self._store, supervisor, intake.composer.feeds)
         if self._commands is not None:
             book.connect(self._commands)
@@ -212,6 +214,8 @@ class Control:
         if self._stop_why:
             self._console.stopping(self._stop_why)
         self._notifier.stopping()
+        if self._intake is not None:
+            self._intake.close()
         if self._observer is not None:
             self._observer.stopping = True
             self._observer.segments.status.set_shutdown()

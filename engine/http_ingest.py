@@ -52,7 +52,7 @@ async def ingest(request: Request[Any, Any, Any], observer: Observer, intake: In
         raise Refusal(415, f"content-type is {form[:80]!r}; {JSON}, {MSGPACK} and {LINES} are taken")
     note(request.scope, stored=taken.count, rejected=len(taken.rejected))
     if taken.overload and not taken.count:
-        raise Refusal(503, "the engine's readers are behind, nothing was stored", {"Retry-After": "1"})
+        raise Refusal(503, taken.rejected[-1][1], {"Retry-After": "1"})
     return answers.IngestAnswer(
         count=taken.count,
         total_stored=intake.total_stored,

@@ -2,7 +2,8 @@
 
 Made by the control process, called by engine/http_ingest.py. It publishes nothing that our readers would be overrun
 by: before a chunk goes out it looks at their lag, waits a moment, and refuses with a reason what finds no room. A point
-that was counted as stored is in the ring.
+that was counted as stored is in the ring, and the recorder will have it: where one is configured, nothing goes out that
+the ring could lose before it stands in the journal, whether the recorder is slow, stalled or just being started again.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 import numpy as np
 
-from engine.plan import CONTROL_RING
+from engine.plan import CONTROL_RING, RECORDER_LABEL
 from engine.segments import Segments
 from engine.settings import Config
 from shm.layout import Flag
@@ -29,11 +30,12 @@ if TYPE_CHECKING:
 ROOM_WAIT_S: Final = 2.0
 ROOM_POLL_S: Final = 0.001
 NO_ROOM: Final = "not stored: the engine's readers are behind; send it again"
+STOPPING: Final = "not stored: the engine is stopping; send it again"
 
 
 @dataclass
 class Taken:
-    """What became of some points. `overload`: those at the end found no room in time."""
+    """What became of some points. `overload`: those at the end found no room in time, or the engine is stopping."""
 
     count: int = 0
     rejected: list[Rejection] = field(default_factory=list)
@@ -48,6 +50,9 @@ class Intake:
         self.composer = Composer(segments.instruments.intern, QualitySettings(**msgspec.structs.asdict(config.quality)))
         self._engine = config.engine.name
         self._ring = segments.ring
+        self._status = segments.status
+        self._recording = config.storage.enabled
+        self._closed = False
         self._supervisor = supervisor
         self._safe_until = 0  # sequence up to which may be published without looking at the readers again
         self._chunk = self._ring.depth_slots // 4
@@ -59,6 +64,10 @@ class Intake:
     def total_stored(self) -> int:
         """Points stored since the engine's start."""
         return self._stored.value
+
+    def close(self) -> None:
+        """Publish nothing from now on: the engine is stopping, and who reads the ring will not read it much longer."""
+        self._closed = True
 
     async def take(self, points: list[Point | None], rejected: list[Rejection]) -> Taken:
         """Publish what is usable of `points`, in order.
@@ -74,7 +83,8 @@ class Intake:
             chunk = records[at : self._end(records, at)]
             if not await self._room(len(chunk)):
                 left = sorted(set(records["sequence"][at:].tolist()))
-                taken.rejected = sorted(taken.rejected + [(index, NO_ROOM) for index in left])
+                why = STOPPING if self._closed else NO_ROOM
+                taken.rejected = sorted(taken.rejected + [(index, why) for index in left])
                 taken.overload = True
                 break
             self._ring.publish_batch(chunk)
@@ -110,13 +120,24 @@ class Intake:
         """Whether `count` records may be published without overrunning our readers; waits for it a while."""
         wanted = self._ring.next_sequence + count
         deadline_s = time.monotonic() + ROOM_WAIT_S
-        while wanted > self._safe_until:
-            pids = self._supervisor.reader_pids()
-            cursors = [reader.cursor for reader in list_readers(self._engine, CONTROL_RING) if reader.pid in pids]
-            self._safe_until = min(cursors, default=self._ring.next_sequence) + self._ring.depth_slots // 2
+        while not self._closed and wanted > self._safe_until:
+            self._safe_until = self._look()
             if wanted <= self._safe_until:
                 break
             if time.monotonic() > deadline_s:
                 return False
             await asyncio.sleep(ROOM_POLL_S)
-        return True
+        return not self._closed
+
+    def _look(self) -> int:
+        """Sequence up to which may be published now."""
+        depth = self._ring.depth_slots
+        pids = self._supervisor.reader_pids()
+        cursors = [reader.cursor for reader in list_readers(self._engine, CONTROL_RING) if reader.pid in pids]
+        limit = min(cursors, default=self._ring.next_sequence) + depth // 2
+        if not self._recording:
+            return limit
+        # Not the recorder's cursor: one that is just being started again has none.
+        recorder = self._status.process(RECORDER_LABEL)
+        recorded = recorder.counters.get(f"recorded.{CONTROL_RING}", 0) if recorder is not None else 0
+        return min(limit, recorded + depth - self._chunk)

@@ -40,6 +40,7 @@ BAR_RING: Final = 1
 FIRST_INGEST_RING: Final = 2
 CONTROL_LABEL: Final = "control"
 GATEWAY_LABEL: Final = "gateway"
+RECORDER_LABEL: Final = "recorder"
 
 _HOLD_BACK_S: Final = 3.0
 _LOW_LATENCY_WAIT_US: Final = 20.0
@@ -117,7 +118,7 @@ def make_plan(config: Config, ipc_dir: Path, added: tuple[FeedSpec, ...] = (), *
     hold_back = any(feed.source == "replay" and feed.options.get("speed") == "max" for feed in feeds)
     labels = [f"ingest-{index}" for index in range(len(groups))]
     labels += [f"fanout-{shard}" for shard in range(config.workers.fanout)] + ["cache"]
-    labels += ["recorder"] if config.storage.enabled else []
+    labels += [RECORDER_LABEL] if config.storage.enabled else []
     placements = _placements(config, labels)
     ingest_rings = tuple(FIRST_INGEST_RING + index for index in range(len(groups)))
     depth, block_s = config.rings.depth_slots, config.rings.block_ms / 1000
@@ -154,7 +155,7 @@ def make_plan(config: Config, ipc_dir: Path, added: tuple[FeedSpec, ...] = (), *
         )
     ]
     if config.storage.enabled:
-        workers.append(_recorder(config, shared("recorder"), rings, hold_back))
+        workers.append(_recorder(config, shared(RECORDER_LABEL), rings, hold_back))
     ports = {
         name: zmq.base_port + offset for name, offset in (("raw", 1), ("msgpack", 11), ("json", 21), ("replay", 31))
     }
@@ -318,7 +319,7 @@ def _placements(config: Config, labels: list[str]) -> dict[str, Placement]:
         raise ConfigError(f"[placement] cores: no worker is labelled {unknown[0]!r}; there are {', '.join(known)}")
     limit = len(labels) if section.max_cores == 0 else max(1, int(section.max_cores))
     # The recorder waits for the disk; a core that it would own is of more use to the others.
-    pinned = [label for label in labels if label not in section.cores and label != "recorder"][:limit]
+    pinned = [label for label in labels if label not in section.cores and label != RECORDER_LABEL][:limit]
     wanting = pinned if section.policy == "auto" else []
     placements = {}
     for label in known:
