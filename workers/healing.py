@@ -66,15 +66,30 @@ class Topic:
         expected: number of the next record; 0 = nothing received yet.
         newest_ns: ts_publish of the youngest record, ns.
         plain: True if a message with the expected number can be handed out as it is.
+        joined_end: one past the newest record that the answer to joining had; 0 = none asked for.
+        live_end: up to `joined_end`, one past the newest record that came with the stream as well.
     """
 
-    __slots__ = ("ask", "endpoint", "expected", "gap", "held", "joined", "name", "newest_ns", "plain")
+    __slots__ = (
+        "ask",
+        "endpoint",
+        "expected",
+        "gap",
+        "held",
+        "joined",
+        "joined_end",
+        "live_end",
+        "name",
+        "newest_ns",
+        "plain",
+    )
 
     def __init__(self, name: str, endpoint: int, joined: bool) -> None:
         """`joined` False: the past is asked for before the first message is handed out."""
         self.name, self.endpoint = name, endpoint
         self.expected = 0
         self.newest_ns = 0
+        self.joined_end = self.live_end = 0
         self.joined = self.plain = joined
         self.held: deque[Part] | None = None
         self.gap: Gap | None = None
@@ -107,6 +122,7 @@ class Healing:
         asks: open questions.
         healed: records that were asked for because they had not arrived, and then did.
         joined: records of before the first message that were handed out.
+        overlapped: records of the stream that the answer to joining had brought already: each is counted at most once.
         gaps, gap_count, records_missed, duplicates, restarts: see workers.subscriber.Subscriber.
     """
 
@@ -123,7 +139,7 @@ class Healing:
         self._wake_at = inf
         self.gaps: deque[Gap] = deque(maxlen=GAPS_KEPT)
         self.gap_count = self.records_missed = self.duplicates = self.restarts = 0
-        self.healed = self.joined = 0
+        self.healed = self.joined = self.overlapped = 0
 
     def topic(self, name: str, endpoint: int) -> Topic:
         """A topic of which nothing is known."""
@@ -157,11 +173,21 @@ class Healing:
                 self.restarts += 1
             else:
                 known = min(len(records), expected - number)
-                self.duplicates += known
+                self._count_known(topic, number, number + known)
                 if known == len(records):
                     return None
                 records, number = records[known:], expected
         return self._next(topic, ring, number, records, newest_ns)
+
+    def _count_known(self, topic: Topic, first: int, end: int) -> None:
+        """Records [first, end) of the stream are known: from joining, or they came twice.
+
+        On joining, the subscription and the question race: what is published between them is in both.
+        """
+        overlap = max(0, min(end, topic.joined_end) - max(first, topic.live_end))
+        topic.live_end = max(topic.live_end, min(end, topic.joined_end))
+        self.overlapped += overlap
+        self.duplicates += end - first - overlap
 
     def _next(self, topic: Topic, ring: int, number: int, records: np.ndarray, newest_ns: int) -> Message:
         topic.expected = number + len(records)
@@ -250,6 +276,7 @@ class Healing:
         settled = int(header.get("to", 0))
         if not end:
             topic.joined, end = True, last + 1
+            topic.joined_end = end
             topic.newest_ns = max(topic.newest_ns, int(header.get("as_of_ns", 0)))
             settled = settled if header.get("records") else end
         for wire, records in frames:

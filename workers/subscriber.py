@@ -243,8 +243,13 @@ class Subscriber:
 
     @property
     def duplicates(self) -> int:
-        """Records dropped because they had been received before."""
+        """Records dropped because the publisher had sent them before: 0, unless the network doubles messages."""
         return self._healing.duplicates
+
+    @property
+    def overlapped(self) -> int:
+        """Records dropped because they had been handed out on joining: sent while the past was being asked for."""
+        return self._healing.overlapped
 
     @property
     def restarts(self) -> int:

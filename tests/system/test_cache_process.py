@@ -96,7 +96,7 @@ def test_it_applies_counts_and_drains_at_sigterm(processes: Processes) -> None:
     processes.wait_applied()
     processes.publish(25_500, 5_000)
     process.send_signal(signal.SIGTERM)
-    assert process.wait(30) == EXIT_CLEAN
+    assert process.wait(60) == EXIT_CLEAN
     assert processes.table.as_of()[2] == 30_500
     bars = bars_of(processes.engine)
     seconds = bars[(bars["instrument_id"] == 3) & (bars["interval_s"] == 1)]
@@ -123,7 +123,7 @@ def test_a_killed_cache_is_replaced_without_loss_or_repetition(processes: Proces
     process = processes.start()
     processes.wait_applied()
     process.send_signal(signal.SIGTERM)
-    assert process.wait(30) == EXIT_CLEAN
+    assert process.wait(60) == EXIT_CLEAN
     bars = bars_of(processes.engine)
     keys = {(int(bar["instrument_id"]), int(bar["interval_s"]), int(bar["ts_event"])) for bar in bars}
     assert len(keys) == len(bars) == 31 * 10 + 10
@@ -141,15 +141,15 @@ def test_it_ends_when_the_control_process_is_gone(processes: Processes) -> None:
     processes.wait_ready(process)
     assert process.stdin is not None
     process.stdin.close()
-    assert process.wait(30) == EXIT_CLEAN
+    assert process.wait(60) == EXIT_CLEAN
 
 
 def test_settings_that_do_not_fit_the_table_and_a_second_cache_are_refused(processes: Processes) -> None:
-    assert processes.start(bar_intervals_s=(1, 5)).wait(30) == EXIT_BAD_SETTINGS
-    assert processes.start(rings=(1, 2)).wait(30) == EXIT_BAD_SETTINGS
+    assert processes.start(bar_intervals_s=(1, 5)).wait(60) == EXIT_BAD_SETTINGS
+    assert processes.start(rings=(1, 2)).wait(60) == EXIT_BAD_SETTINGS
     first = processes.start()
     processes.wait_ready(first)
-    assert processes.start(label="cache-2").wait(30) == EXIT_SHM
+    assert processes.start(label="cache-2").wait(60) == EXIT_SHM
     assert first.poll() is None
 
 

@@ -165,7 +165,7 @@ def test_next_engine_goes_on_with_the_rings_of_a_crashed_one(engine: EngineProce
 
 def test_second_engine_of_the_same_name_is_refused(engine: EngineProcess, tmp_path: Path) -> None:
     with EngineProcess(engine.name, tmp_path, "--simulate") as second:
-        assert second.process.wait(timeout=30) == 6
+        assert second.process.wait(timeout=60) == 6
         assert f"an engine named {engine.name!r} is running already" in second.output
     seen = published(engine)
     wait_for("the first one goes on", lambda: published(engine) > seen)

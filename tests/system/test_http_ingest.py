@@ -120,7 +120,7 @@ def test_what_is_too_much_or_something_else_is_refused(engine: EngineProcess) ->
 def test_a_body_without_length_is_bounded_too(engine: EngineProcess) -> None:
     head = "POST /data/ingest HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
     head += "Transfer-Encoding: chunked\r\n"
-    with socket.create_connection(("127.0.0.1", engine.http_port), timeout=20) as connection:
+    with socket.create_connection(("127.0.0.1", engine.http_port), timeout=60) as connection:
         connection.sendall(head.encode() + b"\r\n" + (b"8000\r\n" + b" " * 0x8000 + b"\r\n") * 10 + b"0\r\n\r\n")
         assert connection.recv(64).startswith(b"HTTP/1.1 413")
 

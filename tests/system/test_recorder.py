@@ -36,7 +36,7 @@ def test_everything_published_is_recorded_once_and_readable_without_the_engine(r
             recording.instruments.intern("NVDA")
         recording.wait_recorded()
     process.send_signal(signal.SIGTERM)
-    assert process.wait(30) == EXIT_CLEAN
+    assert process.wait(60) == EXIT_CLEAN
     records = recording.records()
     assert records["sequence"].tolist() == records["trade_id"].tolist() == list(range(1, 20_101))
     counters = recording.counters
@@ -54,7 +54,7 @@ def test_every_policy_records_what_it_reports(recording: Recording, fsync: str) 
         recording.wait_recorded()
         assert len(recording.records()) == first + 499
     process.send_signal(signal.SIGTERM)
-    assert process.wait(30) == EXIT_CLEAN
+    assert process.wait(60) == EXIT_CLEAN
     assert bool(recording.block.processes()[0].histograms["fsync"].count) == (fsync != "none")
 
 

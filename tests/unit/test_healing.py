@@ -199,11 +199,25 @@ def test_joining_hands_out_the_past_and_goes_on_after_it() -> None:
     one.take(9, 2)  # the stream is ahead of the answer, and overlaps with it
     one.take(11)
     one.answer(answer(1, 8, 11, 10, as_of_ns=10**9), frame(8, 3))
-    one.take(10)
     one.take(12)
 
     assert one.numbers == [8, 9, 10, 11, 12]
-    assert (one.healing.joined, one.healing.duplicates, one.healing.healed) == (3, 3, 0)
+    assert (one.healing.joined, one.healing.overlapped, one.healing.healed) == (3, 2, 0)
+    assert one.healing.duplicates == 0
+
+
+def test_what_comes_twice_in_the_stream_is_a_duplicate_also_where_joining_had_it() -> None:
+    one = Topics(join_records=3)
+    one.healing.join(one.topic, 0.0)
+    one.send()
+    one.take(9, 2)
+    one.answer(answer(1, 8, 11, 10, as_of_ns=10**9), frame(8, 3))
+    one.take(10)  # known from the stream, too
+    one.take(10, 2)  # the same, and the next one behind it
+    one.take(11)
+
+    assert one.numbers == [8, 9, 10, 11]
+    assert (one.healing.overlapped, one.healing.duplicates) == (2, 3)
 
 
 def test_what_comes_between_snapshot_and_stream_is_asked_for() -> None:

@@ -20,7 +20,7 @@ def listener() -> Iterator[tuple[socket.socket, str]]:
     with tempfile.TemporaryDirectory(prefix="tk") as folder, socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as end:
         path = str(Path(folder) / "notify")
         end.bind(path)
-        end.settimeout(10)
+        end.settimeout(60)
         yield end, path
 
 
@@ -43,7 +43,7 @@ def test_abstract_sockets_are_reached() -> None:
     name = f"tickengine-test-{os.getpid()}"
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as end:
         end.bind(f"\0{name}")
-        end.settimeout(10)
+        end.settimeout(60)
         Notifier({"NOTIFY_SOCKET": f"@{name}"}).watchdog()
         assert end.recv(100) == b"WATCHDOG=1"
 

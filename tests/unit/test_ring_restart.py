@@ -169,7 +169,7 @@ class TestOtherUser:
     def test_group_may_read_a_ring_of_mode_0640_but_not_write_or_hold_it(self, engine_name: str) -> None:
         with RingWriter.create(engine_name, 0, depth_slots=64, mode=0o640, group=NOBODY) as writer:
             writer.publish_batch(sealed(5))
-            read = "(r := RingReader.attach(engine, 0, start=1)).wait(5), r.read(empty(8)), list_readers(engine, 0)"
+            read = "(r := RingReader.attach(engine, 0, start=1)).wait(60), r.read(empty(8)), list_readers(engine, 0)"
             assert self.ask(engine_name, f"({read})") == "(True, 5, [])"
             assert "writer_alive=True" in self.ask(engine_name, "ring_info(engine, 0)")
             reliable = self.ask(engine_name, "RingReader.attach(engine, 0, reliable=True)")

@@ -23,7 +23,7 @@ from workers.spec import (
 )
 
 ROOT = Path(__file__).resolve().parents[2]
-DEADLINE_S = 30
+DEADLINE_S = 60
 
 WORKER = """
 import time

@@ -13,7 +13,7 @@ from shm.layout import RecordType, empty
 from workers.subscriber import Gap, Message, Subscriber, raw_endpoints
 from workers.wire import pack_header
 
-DEADLINE_S = 20.0
+DEADLINE_S = 60.0
 
 
 class Publisher:
