@@ -86,25 +86,6 @@ assert TOPICS == _topics.TOPICS and SYMBOL_TOPICS == _topics.SYMBOL_TOPICS
 assert WIRE_VERSION == _wire.WIRE_VERSION and HEADER_BYTES == _wire.HEADER_SIZE_BYTES
 
 cdef uint32_t SHARD_TOPIC_WORD = _topics.SHARD_TOPIC_WORD
-cdef uint32_t LOGGED_WORD = _topics.LOGGED_WORD
-cdef uint32_t LOG_WORD = _topics.LOG_WORD
-cdef uint32_t TURNS_MADE_WORD = _topics.TURNS_MADE_WORD
-
-# Of the turn log (workers/topics.py).
-cdef enum:
-    TURNS = 32768
-    TURN_WORDS = 4
-    KIND_NUMBERED = 0
-    KIND_AFTER_GAP = 1
-    KIND_ANNOUNCED = 2
-    KIND_CUT = 4
-
-cdef uint64_t COUNT_MASK = (<uint64_t>1 << 48) - 1
-cdef uint16_t GAP_BEFORE = int(Flag.GAP_BEFORE)
-
-assert (TURNS, TURN_WORDS) == (_topics.TURNS, _topics.TURN_WORDS)
-assert (KIND_NUMBERED, KIND_AFTER_GAP, KIND_ANNOUNCED) == (_topics.NUMBERED, _topics.AFTER_GAP, _topics.ANNOUNCED)
-assert KIND_CUT == _topics.CUT
 
 
 def set_stop(int step):
@@ -129,6 +110,9 @@ cdef packed struct Head:
     uint32_t pad
     uint64_t from_sequence
     uint64_t to_sequence
+
+
+include "route_commit.pxi"
 
 
 # One topic of the turn.
@@ -165,7 +149,8 @@ cdef class Router:
     cdef bint records_bound, words_bound
     cdef object records           # the array of the last scan, whose buffer stays bound
     cdef Py_ssize_t count
-    cdef uint64_t topics_word, block_word, turns_word
+    cdef uint64_t topics_word, block_word
+    cdef Redo redo
     cdef uint32_t shard, shards, turn_records, frame_records
     cdef uint32_t bucket_count, frame_count, encode_count, unresolved_count, batch_count
     cdef uint8_t *wanted_
@@ -209,7 +194,6 @@ cdef class Router:
             raise BadArgument("frame_records is 0, must be at least 1")
         self.block_word = table.block_word(shard)
         self.topics_word = table.topics_word
-        self.turns_word = table.turns_word(shard)
         self.shard, self.shards = shard, table.shards
         self.turn_records, self.frame_records = turn, frame_records
         PyObject_GetBuffer(table.words, &self.words_view, PyBUF_SIMPLE | PyBUF_WRITABLE)
@@ -247,7 +231,11 @@ cdef class Router:
             self.topic_of_code[code] = STATUS
         self.topic_of_code[int(StatusCode.LATENCY_ALERT)] = ALERT
         self.topic_of_code[int(StatusCode.REJECTED)] = ERROR
-        self.redo()
+        self.redo.words, self.redo.words_count = self.words, self.words_view.len // 8
+        self.redo.block, self.redo.room = self.words + self.block_word, turn + <uint64_t>_topics.LOG_SPARE
+        self.redo.block_word, self.redo.turns_word = self.block_word, table.turns_word(shard)
+        self.redo.logged = 0
+        recover(&self.redo)
         shard_word = self.block_word + SHARD_TOPIC_WORD
         numbers = np.concatenate((
             table.words[self.topics_word : self.topics_word + SYMBOL_TOPICS], table.words[shard_word : shard_word + 4]
@@ -267,27 +255,12 @@ cdef class Router:
             PyBuffer_Release(&self.words_view)
             self.words_bound = False
         self.words = NULL
+        self.scanned = False
 
     cdef uint64_t number_word(self, uint32_t topic) noexcept nogil:
         if topic < SYMBOL_TOPICS:
             return self.topics_word + topic
         return self.block_word + SHARD_TOPIC_WORD + (topic - SYMBOL_TOPICS)
-
-    cdef void redo(self) noexcept:
-        """Apply the log that a killed process declared valid; applying it twice changes nothing."""
-        cdef tk_word *block = self.words + self.block_word
-        cdef uint64_t logged = tk_load_acquire(block + LOGGED_WORD)
-        if logged <= self.turn_records + <uint64_t>_topics.LOG_SPARE:
-            self.apply(logged)
-        tk_store_release(block + LOGGED_WORD, 0)
-
-    cdef void apply(self, uint64_t logged) noexcept nogil:
-        cdef tk_word *log = self.words + self.block_word + LOG_WORD
-        cdef uint64_t i, word, last = <uint64_t>self.words_view.len // 8
-        for i in range(logged):
-            word = tk_load_relaxed(log + 2 * i)
-            if word < last:
-                tk_store_relaxed(self.words + word, tk_load_relaxed(log + 2 * i + 1))
 
     def scan(self, records, Py_ssize_t count):
         """Look at `records[:count]`; returns how many of their topics are unresolved (see `unresolved`).
@@ -396,10 +369,10 @@ cdef class Router:
         if self.count > 64:
             with nogil:
                 self.lay_out(ring)
-                self.commit(ring, cursor, announce)
+                self.commit_turn(ring, cursor, announce)
         else:
             self.lay_out(ring)
-            self.commit(ring, cursor, announce)
+            self.commit_turn(ring, cursor, announce)
         self.routed += self.batch_count
         return self.frame_count
 
@@ -483,75 +456,25 @@ cdef class Router:
                     to += RECORD_BYTES
                     some -= 1
 
-    cdef uint64_t log_word(self, uint64_t logged, uint64_t word, uint64_t value) noexcept nogil:
-        """One entry more in the redo log: `words[word]` will be `value`. Returns how many there are."""
-        cdef tk_word *log = self.words + self.block_word + LOG_WORD
-        tk_store_relaxed(log + 2 * logged, word)
-        tk_store_relaxed(log + 2 * logged + 1, value)
-        return logged + 1
-
-    cdef uint64_t log_turn(self, uint64_t logged, uint16_t ring, uint64_t cursor, bint announce) noexcept nogil:
-        """Enter this turn into the turn log: with the one before it if it goes on where that ended, else by itself."""
-        cdef const Head *head = <const Head *>self.records_view.buf
-        cdef uint64_t made = tk_load_relaxed(self.words + self.block_word + TURNS_MADE_WORD)
-        cdef uint64_t at = self.turns_word + made % TURNS * TURN_WORDS
-        cdef uint64_t count = <uint64_t>self.count, first = 0, end = 0, time_ns = 0
-        cdef uint64_t last, meta, kind = KIND_CUT
-        if announce:
-            kind, first, end, time_ns = KIND_ANNOUNCED, head.from_sequence, head.to_sequence, head.ts_publish
-        elif cursor > count:
-            first = cursor - count
-            kind = KIND_AFTER_GAP if head.flags & GAP_BEFORE else KIND_NUMBERED
-            if made and kind == KIND_NUMBERED:
-                last = self.turns_word + (made - 1) % TURNS * TURN_WORDS
-                meta = tk_load_relaxed(self.words + last + 1)
-                if (
-                    meta >> 56 <= KIND_AFTER_GAP
-                    and (meta >> 48 & 0xFF) == ring
-                    and tk_load_relaxed(self.words + last) + (meta & COUNT_MASK) == first
-                ):
-                    return self.log_word(logged, last + 1, meta + count)
-        meta = count | <uint64_t>ring << 48 | kind << 56
-        logged = self.log_word(logged, at, first)
-        logged = self.log_word(logged, at + 1, meta)
-        logged = self.log_word(logged, at + 2, end)
-        logged = self.log_word(logged, at + 3, time_ns)
-        return self.log_word(logged, self.block_word + TURNS_MADE_WORD, made + 1)
-
-    cdef void commit(self, uint16_t ring, uint64_t cursor, bint announce) noexcept nogil:
+    cdef void commit_turn(self, uint16_t ring, uint64_t cursor, bint announce) noexcept nogil:
         """The new cursor and numbers, all or none of them, whenever this process is killed (workers/topics.py)."""
-        cdef tk_word *block = self.words + self.block_word
-        cdef tk_word *log = block + LOG_WORD
-        cdef uint64_t logged = 0, word
+        cdef Redo *redo = &self.redo
+        cdef uint64_t word
         cdef uint32_t i
         if cursor:
-            tk_store_relaxed(log, self.block_word + ring)
-            tk_store_relaxed(log + 1, cursor)
-            logged = 1
+            note(redo, self.block_word + ring, cursor)
         if self.count:
-            logged = self.log_turn(logged, ring, cursor, announce)
+            note_turn(redo, <const Head *>self.records_view.buf, <uint64_t>self.count, ring, cursor, announce)
         if self.batch_count:
             self.rings_of_[BATCH] |= <uint16_t>(1 << ring)
             word = self.number_word(BATCH)
-            tk_store_relaxed(log + 2 * logged, word)
-            tk_store_relaxed(log + 2 * logged + 1, tk_load_relaxed(self.words + word) + self.batch_count)
-            logged += 1
+            note(redo, word, tk_load_relaxed(self.words + word) + self.batch_count)
         for i in range(self.bucket_count):
             word = self.number_word(self.buckets[i].topic)
-            tk_store_relaxed(log + 2 * logged, word)
-            tk_store_relaxed(log + 2 * logged + 1, tk_load_relaxed(self.words + word) + self.buckets[i].count)
-            logged += 1
+            note(redo, word, tk_load_relaxed(self.words + word) + self.buckets[i].count)
             self.bucket_of[self.buckets[i].topic] = 0
         self.bucket_count = 0
-        TK_ROUTE_STOP(1)
-        tk_store_release(block + LOGGED_WORD, logged)  # valid from here on: pair REDO, with `redo` of the next process
-        tk_fence_release()                             # and no value is applied before it is
-        TK_ROUTE_STOP(2)
-        self.apply(logged // 2)
-        TK_ROUTE_STOP(3)
-        self.apply(logged)
-        TK_ROUTE_STOP(4)
-        tk_store_release(block + LOGGED_WORD, 0)
+        commit(redo)
 
     def frames(self):
         """What to send raw: a list of (topic index, memoryview of the frame). The views die with the next `scan`."""

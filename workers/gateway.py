@@ -2,7 +2,8 @@
 
                   a thread sleeps on the rings, and wakes the loop
     rings --> read --> who wants it? (audience.py) --> encode once (stream.py) --> each client's socket (ws_client.py)
-                                                               `--> held for a late join (late_join.py)
+                                                               `--> held for a late join (joins.py, late_join.py)
+    a connection --> may it come in? (door.py) --> its requests (stream.py) --> who wants what (audience.py)
 
 One turn takes what each ring has, up to `batch_slots` records, encodes those that somebody wants, each once, and writes
 to every client what it gets in one piece. While nobody subscribes to anything the rings are not read at all.
@@ -20,18 +21,12 @@ Started by the control process (workers/runtime.py); it publishes no ring and wa
 from __future__ import annotations
 
 import asyncio
-import hmac
-import ipaddress
 import logging
 import resource
-import socket
 import threading
 import time
-from collections import deque
 from collections.abc import Callable
-from http import HTTPStatus
 from typing import Any, Final
-from urllib.parse import urlsplit
 
 import numpy as np
 import uvloop
@@ -44,16 +39,15 @@ from shm.layout import empty
 from shm.ring import RingReader, RingSet
 from workers.audience import INSTRUMENTS, SOMEBODY, STATUS_KEY, UNRESOLVED, Audience, topic_keys
 from workers.backlog import ANSWER, Message
+from workers.door import LISTEN_BACKLOG, PATH, Door, Refused
 from workers.encode import MessageBuilder
-from workers.errors import SettingsError, WorkerError
+from workers.joins import Joins
 from workers.last_values import LastValues
-from workers.late_join import MAX_HELD, LateJoin
 from workers.runtime import MAX_WAIT_S, Runtime, main
 from workers.spec import GatewaySettings
 from workers.stream import (
     ALL_TOPICS,
     Auth,
-    Pattern,
     Ping,
     RequestError,
     Subscribe,
@@ -64,20 +58,14 @@ from workers.stream import (
     gap_frame,
     parse_topics,
 )
-from workers.ws_client import SOCKET_BYTES, WsClient
+from workers.ws_client import WsClient
 
-PATH: Final = "/ws/stream"
 TICK_S: Final = 0.05
 AUTH_S: Final = 5.0
 ALIVE_S: Final = 30.0  # a client is pinged so often, and gone if it has sent nothing, not even a pong, since the last
-JOIN_PATIENCE_S: Final = 3.0  # last values are waited for so long; the cache is usually there within a millisecond
-MAX_JOINS: Final = 64  # subscribe requests with `snapshot` of one client that are under way
-JOIN_SLICE_S: Final = 0.002
-JOIN_PAUSE_S: Final = 0.002
 DRAIN_S: Final = 0.15
 CLOSING_S: Final = 0.25
 FILES: Final = 65536
-LISTEN_BACKLOG: Final = 4096
 
 log = logging.getLogger("gateway")
 
@@ -89,15 +77,12 @@ class Gateway:
         """Attach to the engine. Raises ShmError; SettingsError for an address beyond loopback without a token."""
         self.settings = settings = runtime.settings
         self._runtime = runtime
-        self._local = _is_loopback(settings.host)
-        if not self._local and not settings.tokens:
-            raise SettingsError(f"host {settings.host!r} is reachable from other machines, so a token is needed")
+        self._door = Door(settings)
         self._instruments = InstrumentTable.attach(settings.engine)
         try:
             self._table: LatestTable | None = LatestTable.attach(settings.engine)
         except SegmentMissing:
             self._table = None
-        self._values = LastValues(self._table) if self._table is not None else None
         self._readers = RingSet(
             RingReader.attach(settings.engine, ring, label=settings.label) for ring in settings.rings
         )
@@ -109,10 +94,9 @@ class Gateway:
         self.slow: dict[WsClient, None] = {}
         self._unauthorised: dict[WsClient, float] = {}
         self._dirty: dict[WsClient, None] = {}
-        self._joining: dict[WsClient, None] = {}
-        self._join_queue: deque[tuple[WsClient, LateJoin, Subscribe, float]] = deque()
-        self._join_asked = asyncio.Event()
         self._loop: asyncio.AbstractEventLoop = asyncio.get_running_loop()
+        values = LastValues(self._table) if self._table is not None else None
+        self._joins = Joins(values, self._instruments, self._positions, self.now_s)
         self._go = threading.Semaphore(0)
         self._parked = True  # the waiter sleeps, because nobody wants anything
         self._closing = False
@@ -140,7 +124,7 @@ class Gateway:
         """Serve until the runtime says stop; then send what the rings still hold, and say goodbye."""
         server = await ws_create_server(
             self._admit,
-            sock=_listener(self.settings.host, self.settings.port),
+            sock=self._door.listen(),
             backlog=LISTEN_BACKLOG,
             max_frame_size=self.settings.max_message_bytes,
             read_buffer_init_size=1024,
@@ -149,7 +133,7 @@ class Gateway:
         log.info("ws://%s:%d%s", self.settings.host, self.settings.port, PATH)
         waiter = threading.Thread(target=self._wait_for_records, name="rings", daemon=True)
         waiter.start()
-        pump = asyncio.create_task(self._pump())
+        pump = asyncio.create_task(self._joins.pump())
         try:
             self._runtime.ready()
             next_alive_s = self.now_s() + ALIVE_S
@@ -273,8 +257,7 @@ class Gateway:
             if self._oldest_publish_ns:
                 self._send_latency.record(time.time_ns() - self._oldest_publish_ns)
         self._oldest_publish_ns = 0
-        if self._joining:
-            self._end_joins()
+        self._joins.end()
         self._publish_counts()
         self._runtime.beat(time.time_ns())
 
@@ -293,38 +276,13 @@ class Gateway:
 
     def _admit(self, request: WSUpgradeRequest) -> Any:
         """Answer an upgrade request: a new client, or an HTTP error. Called by picows."""
-        if request.path.partition(b"?")[0].decode("latin-1") != PATH:
-            return self._refuse(HTTPStatus.NOT_FOUND, f"the stream is at {PATH}")
-        if len(self.clients) >= self.settings.max_clients or self._runtime.stopping:
-            return self._refuse(HTTPStatus.SERVICE_UNAVAILABLE, "no room for more clients")
-        origin = request.headers.get("Origin")
-        if origin is not None and not self._origin_allowed(origin, request.headers.get("Host", "")):
-            return self._refuse(HTTPStatus.FORBIDDEN, "web pages of this origin may not connect: [gateway] origins")
-        authorised = self._local
-        authorization = request.headers.get("Authorization")
-        if not authorised and authorization is not None:
-            scheme, _, given = authorization.partition(" ")
-            if scheme.lower() != "bearer" or not self._token_fits(given.strip()):
-                return self._refuse(HTTPStatus.UNAUTHORIZED, "this is not the bearer token")
-            authorised = True
-        return WsClient(self, authorised)
-
-    def _refuse(self, status: HTTPStatus, why: str) -> WSUpgradeResponseWithListener:
-        self._clients_refused.add(1)
-        return WSUpgradeResponseWithListener(
-            WSUpgradeResponse.create_error_response(status, why.encode() + b"\n"), None
-        )
-
-    def _token_fits(self, given: str) -> bool:
-        fits = [hmac.compare_digest(given.encode(), token.encode()) for token in self.settings.tokens]
-        return any(fits)
-
-    def _origin_allowed(self, origin: str, host: str) -> bool:
-        """A page that a browser got elsewhere must not read this engine's data: loopback is no secret to browsers."""
-        if "*" in self.settings.origins or origin in self.settings.origins:
-            return True
-        name = urlsplit(origin).hostname or ""
-        return _is_loopback(name) or (not self._local and name == urlsplit(f"//{host}").hostname)
+        has_room = len(self.clients) < self.settings.max_clients and not self._runtime.stopping
+        judged = self._door.judge(request, has_room=has_room)
+        if isinstance(judged, Refused):
+            self._clients_refused.add(1)
+            error = WSUpgradeResponse.create_error_response(judged.status, judged.why.encode() + b"\n")
+            return WSUpgradeResponseWithListener(error, None)
+        return WsClient(self, judged)
 
     def joined(self, client: WsClient) -> None:
         """A client's upgrade is done."""
@@ -337,8 +295,9 @@ class Gateway:
         for pattern in client.patterns:
             self.audience.remove(client, pattern)
         client.patterns.clear()
-        for of_clients in (self.clients, self.slow, self._joining, self._unauthorised):
+        for of_clients in (self.clients, self.slow, self._unauthorised):
             of_clients.pop(client, None)
+        self._joins.forget(client)
 
     def serve(self, client: WsClient, data: bytes) -> None:
         """Serve one request. RequestError: it can't be, for a reason that the client is told."""
@@ -359,7 +318,7 @@ class Gateway:
             raise
 
     def _authorise(self, client: WsClient, request: Auth) -> None:
-        if not client.authorised and not self._token_fits(request.token):
+        if not client.authorised and not self._door.token_fits(request.token):
             self.count_refused()
             client.answer("error", request.id, field="token", message="this is not the bearer token")
             client.close(WSCloseCode.POLICY_VIOLATION, "not authorised")
@@ -376,10 +335,8 @@ class Gateway:
             raise RequestError(
                 "topics", f"that would be {len(client.patterns) + len(added)} topics, at most {limit} are allowed"
             )
-        if request.snapshot and self._values is None:
-            raise RequestError("snapshot", "this engine keeps no last values")
-        if request.snapshot and len(client.joins) >= MAX_JOINS:
-            raise RequestError("snapshot", f"the last values of {MAX_JOINS} earlier requests are still on their way")
+        if request.snapshot:
+            self._joins.check(client)
         if request.when_slow is not None:
             client.when_slow = request.when_slow
         if not self.audience.subscriptions:
@@ -390,11 +347,7 @@ class Gateway:
             client.patterns[pattern] = patterns[pattern]
             self.audience.add(client, pattern)
         if request.snapshot and added:
-            join = LateJoin(added, before, self._positions(), self._meant_by(added))
-            client.joins.append(join)
-            self._joining[client] = None
-            self._join_queue.append((client, join, request, self.now_s() + JOIN_PATIENCE_S))
-            self._join_asked.set()
+            self._joins.begin(client, request, added, before)
         client.answer("subscribed", request.id, topics=list(patterns.values()))
         if self._parked:
             self._parked = False
@@ -412,73 +365,11 @@ class Gateway:
             join.forget(patterns)
         client.answer("unsubscribed", request.id, topics=list(patterns.values()))
 
-    # Last values first
+    # Time and counters
 
     def _positions(self) -> dict[int, int]:
         """Per ring, the newest sequence that has been read."""
         return {reader.ring_id: reader.sequence - 1 for reader in self._readers}
-
-    def _meant_by(self, patterns: list[Pattern]) -> list[int]:
-        """Instruments that exist and that one of the patterns may mean."""
-        exact = [pattern.text for pattern in patterns if not pattern.is_prefix]
-        starts = tuple(pattern.text for pattern in patterns if pattern.is_prefix)
-        found = {number for text in exact if (number := self._instruments.find(text)) is not None}
-        if starts:
-            symbols = self._instruments.symbols()
-            found |= {number for number, symbol in enumerate(symbols) if symbol.startswith(starts)}
-        return sorted(number for number in found if number < INSTRUMENTS)
-
-    async def _pump(self) -> None:
-        """Send last values: a slice of time for one client, then the loop's other work, then the next client."""
-        while True:
-            await self._join_asked.wait()
-            waited = 0
-            while self._join_queue:
-                client, join, request, deadline_s = self._join_queue.popleft()
-                if join not in client.joins:
-                    continue  # gone
-                served = self._serve_join(client, join, request, deadline_s)
-                waited = 0 if served else waited + 1
-                if join.waiting:
-                    self._join_queue.append((client, join, request, deadline_s))
-                await asyncio.sleep(0 if waited < len(self._join_queue) or not waited else JOIN_PAUSE_S)
-            self._join_asked.clear()
-
-    def _serve_join(self, client: WsClient, join: LateJoin, request: Subscribe, deadline_s: float) -> bool:
-        """Send the values of some instruments; False if none could be sent now."""
-        values = self._values
-        assert values is not None
-        begun_s = self.now_s()
-        if not join.covered_by(values.complete()) or join.held > MAX_HELD:
-            if begun_s < deadline_s and join.held <= MAX_HELD:
-                return False
-            for instrument in list(join.waiting):
-                for message in join.release(instrument, join.barrier):
-                    client.offer(message)
-            client.flush()
-            why = "the last values are not there yet; the stream goes on without them"
-            client.answer("error", request.id, field="snapshot", message=why)
-            return True
-        if client.congested:
-            return False
-        while join.waiting and self.now_s() - begun_s < JOIN_SLICE_S:
-            instrument = next(iter(join.waiting))
-            messages, floors = values.messages(instrument, self._instruments.symbol(instrument), join.concerns)
-            for message in messages:
-                client.offer(message)
-            for message in join.release(instrument, floors):
-                client.offer(message)
-        client.flush()
-        return True
-
-    def _end_joins(self) -> None:
-        positions = self._positions()
-        for client in list(self._joining):
-            client.joins[:] = [join for join in client.joins if not join.is_over(positions)]
-            if not client.joins:
-                del self._joining[client]
-
-    # Time and counters
 
     def now_s(self) -> float:
         """The loop's clock."""
@@ -505,8 +396,7 @@ class Gateway:
         if not self.audience.subscriptions:
             for reader in self._readers:
                 reader.seek("newest")
-        if self._joining:
-            self._end_joins()
+        self._joins.end()
         self._publish_counts()
 
     def _ping_all(self) -> None:
@@ -558,34 +448,11 @@ def _parts(key: int, symbols: dict[int, str | None]) -> tuple[int, str]:
     return (0, "") if key >= STATUS_KEY else (key // INSTRUMENTS + 1, symbols[key] or "")
 
 
-def _is_loopback(host: str) -> bool:
-    """Whether an address is reached from this host alone."""
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
 def _picows_log() -> logging.Logger:
     """picows' own log without a line for each connection."""
     found = logging.getLogger("picows")
     found.setLevel(max(log.getEffectiveLevel(), logging.WARNING))
     return found
-
-
-def _listener(host: str, port: int) -> socket.socket:
-    """A bound socket whose connections buffer SOCKET_BYTES at most. Raises WorkerError."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BYTES)
-        listener.bind((host, port))
-        listener.setblocking(False)
-    except OSError as error:
-        listener.close()
-        raise WorkerError(f"can't listen on {host}:{port}: {error.strerror or error}") from error
-    return listener
 
 
 def _raise_file_limit() -> None:

@@ -21,9 +21,9 @@ SHM_LIBRARIES = {"numpy", "posix_ipc"}
 
 
 def imports_of(path: Path) -> set[str]:
-    """Full names of the modules that a .py or .pyx file imports anywhere in it."""
+    """Full names of the modules that a Python or Cython file imports anywhere in it."""
     text = path.read_text()
-    if path.suffix == ".pyx":
+    if path.suffix in {".pyx", ".pxi", ".pxd"}:
         found = re.findall(r"^\s*(?:from\s+([\w.]+)\s+c?import|c?import\s+([\w.]+))", text, re.MULTILINE)
         return {first or second for first, second in found}
     names = set()
@@ -40,7 +40,7 @@ def imports_of(path: Path) -> set[str]:
 def sources(package: str) -> list[Path]:
     """Modules of a package, native ones included."""
     folder = ROOT / package
-    return sorted(path for path in folder.rglob("*") if path.suffix in {".py", ".pyx"})
+    return sorted(path for path in folder.rglob("*") if path.suffix in {".py", ".pyx", ".pxi", ".pxd"})
 
 
 @pytest.mark.parametrize("package", PACKAGES)
@@ -71,11 +71,11 @@ def test_readme_names_every_module_and_no_missing_one(package: str) -> None:
     modules = {
         path.name
         for path in folder.iterdir()
-        if path.suffix in {".py", ".pyx", ".h"} and path.name != "__init__.py" and path.is_file()
+        if path.suffix in {".py", ".pyx", ".pxi", ".pxd", ".h"} and path.name != "__init__.py" and path.is_file()
     }
     missing = sorted(name for name in modules if name not in readme)
     assert not missing, f"{package}/README.md leaves out {missing}"
-    named = set(re.findall(r"`([\w/]+\.(?:py|pyx|h))`", readme))
+    named = set(re.findall(r"`([\w/]+\.(?:py|pyx|pxi|pxd|h))`", readme))
     gone = sorted(name for name in named if not (folder / name).exists() and not (ROOT / name).exists())
     assert not gone, f"{package}/README.md names {gone}, which do not exist"
 
