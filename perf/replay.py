@@ -51,44 +51,17 @@ Peer = Callable[[CaptureFile], float]
 
 def dbn(plan: Plan) -> Row:
     """DBN records a second."""
-    copies = plan.amount(300)
-    return _replay(
-        plan,
-        "replay_dbn",
-        lambda folder: captures.dbn(folder, copies),
-        3,
-        peer="databento_dbn decoder",
-        peer_rate=peers_decode.dbn_rate,
-        target=Target(5e6, "higher"),
-    )
+    return _feed(plan, "replay_dbn", captures.dbn, 300, peer="databento_dbn decoder", peer_rate=peers_decode.dbn_rate)
 
 
 def itch(plan: Plan) -> Row:
     """ITCH messages a second."""
-    copies = plan.amount(30)
-    return _replay(
-        plan,
-        "replay_itch",
-        lambda folder: captures.itch(folder, copies),
-        3,
-        peer="struct.unpack loop",
-        peer_rate=peers_decode.itch_rate,
-        target=Target(5e6, "higher"),
-    )
+    return _feed(plan, "replay_itch", captures.itch, 30, peer="struct.unpack loop", peer_rate=peers_decode.itch_rate)
 
 
 def iex(plan: Plan) -> Row:
     """IEX TOPS messages a second."""
-    copies = plan.amount(15)
-    return _replay(
-        plan,
-        "replay_iex",
-        lambda folder: captures.iex(folder, copies),
-        3,
-        peer="struct.unpack loop",
-        peer_rate=peers_decode.iex_rate,
-        target=Target(5e6, "higher"),
-    )
+    return _feed(plan, "replay_iex", captures.iex, 15, peer="struct.unpack loop", peer_rate=peers_decode.iex_rate)
 
 
 def binance(plan: Plan) -> Row:
@@ -102,6 +75,15 @@ def binance(plan: Plan) -> Row:
         peer_rate=peers_decode.binance_rate,
         target=Target(0.9e6, "higher"),
     )
+
+
+def _feed(
+    plan: Plan, name: str, make: Callable[[Path, int], CaptureFile], copies: int, *, peer: str, peer_rate: Peer
+) -> Row:
+    """A venue's binary feed, its sample `copies` times over."""
+    amount = plan.amount(copies)
+    target = Target(5e6, "higher")
+    return _replay(plan, name, lambda folder: make(folder, amount), 3, peer=peer, peer_rate=peer_rate, target=target)
 
 
 def _replay(plan: Plan, name: str, make: Make, passes: int, *, peer: str, peer_rate: Peer, target: Target) -> Row:

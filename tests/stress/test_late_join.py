@@ -8,7 +8,7 @@ import secrets
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,24 +17,16 @@ import numpy as np
 import pytest
 
 from tests.children import DEADLINE_S, ROOT, wait_until
-from tests.system.fanout_process import FanoutStage, ticks
+from tests.system.fanout_process import FanoutStage, MakeStage, fanout_stages, ticks
 
 SYMBOLS = [f"S{i}" for i in range(12)]
 TOTAL = 60_000
 END = 1_000_000
 
-MakeStage = Callable[..., FanoutStage]
-
 
 @pytest.fixture
 def make_stage(engine_name: str) -> Iterator[MakeStage]:
-    with ExitStack() as stack:
-
-        def make(**options: int) -> FanoutStage:
-            made = FanoutStage(engine_name, SYMBOLS, **options)
-            stack.callback(made.close)
-            return made
-
+    with fanout_stages(engine_name, SYMBOLS) as make:
         yield make
 
 

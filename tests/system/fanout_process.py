@@ -2,27 +2,18 @@
 
 from __future__ import annotations
 
-import signal
-import socket
 import subprocess
-import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import numpy as np
 
-from shm.instruments import InstrumentTable
 from shm.layout import RecordType, empty
-from shm.ring import RingWriter
-from shm.status import ProcessState, ProcessView, StatusBlock
-from tests.children import DEADLINE_S, ROOT, wait_until
-from workers.spec import MODULES, FanoutSettings, encode
-
-
-def free_port() -> int:
-    """A TCP port of the loopback interface that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+from shm.status import ProcessView
+from tests.children import wait_until
+from tests.system.worker_stage import RING, WorkerStage, free_port
+from workers.spec import FanoutSettings
 
 
 def ticks(instrument_ids: np.ndarray, first_number: int = 0) -> np.ndarray:
@@ -35,19 +26,13 @@ def ticks(instrument_ids: np.ndarray, first_number: int = 0) -> np.ndarray:
     return records
 
 
-class FanoutStage:
-    """The segments of an engine with one ring, number 2, whose writer is this process; and fan-out workers on it."""
+class FanoutStage(WorkerStage):
+    """An engine's segments, and fan-out workers on them."""
 
     def __init__(self, engine: str, symbols: list[str], *, depth_slots: int = 65536) -> None:
         """Make the segments; `symbols` get the instrument ids 0, 1, ..."""
-        self.engine = engine
-        self.status = StatusBlock.create(engine)
-        self.instruments = InstrumentTable.create(engine)
-        for symbol in symbols:
-            self.instruments.intern(symbol)
-        self.writer = RingWriter.create(engine, 2, depth_slots=depth_slots)
+        super().__init__(engine, symbols, depth_slots=depth_slots)
         self.ports: dict[str, int] = {kind: free_port() for kind in ("raw", "msgpack", "json", "replay")}
-        self._workers: dict[int, subprocess.Popen[bytes]] = {}
 
     def start(self, shard: int = 0, **settings: Any) -> subprocess.Popen[bytes]:
         """Start the worker of a shard and wait until it is ready; its endpoints stay the same over restarts."""
@@ -55,30 +40,18 @@ class FanoutStage:
             "engine": self.engine,
             "label": f"fanout-{shard}",
             "shard": shard,
-            "rings": (2,),
+            "rings": (RING,),
             "raw_port": self.ports["raw"],
             "msgpack_port": self.ports["msgpack"],
             "json_port": self.ports["json"],
             "replay_port": self.ports["replay"],
             **settings,
         }
-        worker = subprocess.Popen([sys.executable, "-m", MODULES["fanout"]], stdin=subprocess.PIPE, cwd=ROOT)
-        self._workers[shard] = worker
-        assert worker.stdin is not None
-        worker.stdin.write(encode(FanoutSettings(**chosen)))
-        worker.stdin.flush()
-
-        def ready() -> bool:
-            assert worker.poll() is None, f"the worker ended with {worker.returncode}"
-            view = self.view(shard)
-            return view is not None and view.pid == worker.pid and view.state == ProcessState.READY
-
-        wait_until(ready, "fan-out is ready")
-        return worker
+        return self.spawn_ready(FanoutSettings(**chosen))
 
     def view(self, shard: int = 0) -> ProcessView | None:
         """What the worker of a shard says about itself."""
-        return self.status.process(f"fanout-{shard}")
+        return self.view_of(f"fanout-{shard}")
 
     def counter(self, name: str, shard: int = 0) -> int:
         """One of its counters, now."""
@@ -91,27 +64,24 @@ class FanoutStage:
 
     def kill(self, shard: int = 0) -> None:
         """kill -9, and wait until it is gone."""
-        worker = self._workers.pop(shard)
-        worker.send_signal(signal.SIGKILL)
-        worker.wait()
-        _close(worker)
+        self.kill_worker(f"fanout-{shard}")
 
     def wait_end(self, shard: int = 0) -> int:
         """Wait for the worker's own end; returns its exit code."""
-        worker = self._workers.pop(shard)
-        code = worker.wait(DEADLINE_S)
-        _close(worker)
-        return code
-
-    def close(self) -> None:
-        """End what runs still. The segments are removed by the fixture that made the engine's name."""
-        for shard in list(self._workers):
-            self.kill(shard)
-        self.writer.close()
-        self.instruments.close()
-        self.status.close()
+        return self.wait_worker(f"fanout-{shard}")
 
 
-def _close(worker: subprocess.Popen[bytes]) -> None:
-    if worker.stdin is not None:
-        worker.stdin.close()
+MakeStage = Callable[..., FanoutStage]
+
+
+@contextmanager
+def fanout_stages(engine: str, symbols: list[str]) -> Iterator[MakeStage]:
+    """A maker of stages, `symbols` theirs unless it is given others; all of them are closed at the end."""
+    with ExitStack() as stack:
+
+        def make(symbols: list[str] = symbols, **options: int) -> FanoutStage:
+            made = FanoutStage(engine, symbols, **options)
+            stack.callback(made.close)
+            return made
+
+        yield make

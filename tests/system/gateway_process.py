@@ -4,25 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import json
-import signal
 import subprocess
-import sys
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from picows import WSCloseCode, WSFrame, WSListener, WSMsgType, WSTransport, ws_connect
 
-from shm.instruments import InstrumentTable
 from shm.latest import LatestTable
 from shm.layout import RecordType, empty
-from shm.ring import RingWriter, create_ring
-from shm.status import ProcessState, ProcessView, StatusBlock
-from tests.children import DEADLINE_S, ROOT, wait_until
-from tests.system.fanout_process import free_port
-from workers.spec import MODULES, CacheSettings, GatewaySettings, WorkerSettings, encode
-
-RING = 2
+from shm.ring import create_ring
+from shm.status import ProcessView
+from tests.children import DEADLINE_S
+from tests.system.worker_stage import RING, WorkerStage, free_port
+from workers.spec import CacheSettings, GatewaySettings
 
 
 def quotes(instrument_ids: np.ndarray, first_number: int = 0) -> np.ndarray:
@@ -35,21 +30,15 @@ def quotes(instrument_ids: np.ndarray, first_number: int = 0) -> np.ndarray:
     return records
 
 
-class GatewayStage:
-    """The segments of an engine, whose ring 2 this process writes; a gateway, and a cache where it is asked for."""
+class GatewayStage(WorkerStage):
+    """An engine's segments; a gateway on them, and a cache where it is asked for."""
 
     def __init__(self, engine: str, symbols: list[str], *, depth_slots: int = 65536) -> None:
         """Make the segments; `symbols` get the instrument ids 0, 1, ..."""
-        self.engine = engine
-        self.status = StatusBlock.create(engine)
-        self.instruments = InstrumentTable.create(engine)
-        for symbol in symbols:
-            self.instruments.intern(symbol)
+        super().__init__(engine, symbols, depth_slots=depth_slots)
         self.table = LatestTable.create(engine, instruments=4096, depth_records=200, pool_records=1 << 17)
         create_ring(engine, 1, depth_slots=4096)
-        self.writer = RingWriter.create(engine, RING, depth_slots=depth_slots)
         self.port = free_port()
-        self._workers: dict[str, subprocess.Popen[bytes]] = {}
 
     @property
     def url(self) -> str:
@@ -59,35 +48,15 @@ class GatewayStage:
     def start(self, **settings: Any) -> subprocess.Popen[bytes]:
         """Start the gateway and wait until it is ready."""
         chosen = {"engine": self.engine, "label": "gateway", "rings": (1, RING), "port": self.port, **settings}
-        return self._start(GatewaySettings(**chosen))
+        return self.spawn_ready(GatewaySettings(**chosen))
 
     def start_cache(self) -> subprocess.Popen[bytes]:
         """Start the cache and wait until it is ready."""
-        return self._start(CacheSettings(engine=self.engine, label="cache", rings=(RING,)))
-
-    def spawn(self, settings: WorkerSettings) -> subprocess.Popen[bytes]:
-        """Start a worker."""
-        worker = subprocess.Popen([sys.executable, "-m", MODULES[settings.role]], stdin=subprocess.PIPE, cwd=ROOT)
-        self._workers[settings.label] = worker
-        assert worker.stdin is not None
-        worker.stdin.write(encode(settings))
-        worker.stdin.flush()
-        return worker
-
-    def _start(self, settings: WorkerSettings) -> subprocess.Popen[bytes]:
-        worker = self.spawn(settings)
-
-        def ready() -> bool:
-            assert worker.poll() is None, f"{settings.label} ended with {worker.returncode}"
-            view = self.status.process(settings.label)
-            return view is not None and view.pid == worker.pid and view.state == ProcessState.READY
-
-        wait_until(ready, f"{settings.label} is ready")
-        return worker
+        return self.spawn_ready(CacheSettings(engine=self.engine, label="cache", rings=(RING,)))
 
     def view(self) -> ProcessView:
         """What the gateway says about itself."""
-        view = self.status.process("gateway")
+        view = self.view_of("gateway")
         assert view is not None
         return view
 
@@ -101,20 +70,12 @@ class GatewayStage:
 
     def kill(self, label: str = "gateway") -> None:
         """kill -9, and wait until it is gone."""
-        worker = self._workers.pop(label)
-        worker.send_signal(signal.SIGKILL)
-        worker.wait()
-        assert worker.stdin is not None
-        worker.stdin.close()
+        self.kill_worker(label)
 
     def close(self) -> None:
         """End what runs still. The segments are removed by the fixture that made the engine's name."""
-        for label in list(self._workers):
-            self.kill(label)
-        self.writer.close()
+        super().close()
         self.table.close()
-        self.instruments.close()
-        self.status.close()
 
 
 class Client(WSListener):

@@ -6,7 +6,6 @@ import os
 import signal
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 from pathlib import Path
 
 import msgspec
@@ -18,24 +17,17 @@ from shm.layout import NO_INSTRUMENT, RECORD, Flag, RecordType, Source, StatusCo
 from shm.message import payload
 from shm.status import ProcessState
 from tests.children import DEADLINE_S, wait_until
-from tests.system.fanout_process import FanoutStage, ticks
+from tests.system.fanout_process import MakeStage, fanout_stages, ticks
+from tests.system.worker_stage import free_port
 from workers.subscriber import Message, Subscriber
 from workers.topics import BATCH, TopicTable, topic_index
 
 SYMBOLS = ["A", "AAPL", "ES.FUT", "BTC-USD", "Ünï"]
 
-MakeStage = Callable[..., FanoutStage]
-
 
 @pytest.fixture
 def make_stage(engine_name: str) -> Iterator[MakeStage]:
-    with ExitStack() as stack:
-
-        def make(symbols: list[str] = SYMBOLS, **options: int) -> FanoutStage:
-            made = FanoutStage(engine_name, symbols, **options)
-            stack.callback(made.close)
-            return made
-
+    with fanout_stages(engine_name, SYMBOLS) as make:
         yield make
 
 
@@ -334,8 +326,6 @@ def test_shards_divide_the_instruments_among_them(make_stage: MakeStage) -> None
             stage.start(1, shards=2, msgpack_port=0, json_port=0)
             break
         except AssertionError:
-            from tests.system.fanout_process import free_port
-
             stage.ports["raw"] = free_port()
     base = stage.ports["raw"]
     endpoints = [f"tcp://127.0.0.1:{base + shard}" for shard in range(2)]

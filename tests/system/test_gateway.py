@@ -21,7 +21,8 @@ from shm.status import ProcessState
 from tests.children import DEADLINE_S
 from tests.system.engine_process import EngineProcess, wait_for
 from tests.system.fanout_process import ticks
-from tests.system.gateway_process import RING, Client, GatewayStage, quotes, until
+from tests.system.gateway_process import Client, GatewayStage, quotes, until
+from tests.system.worker_stage import RING
 from workers.spec import EXIT_BAD_SETTINGS, EXIT_CLEAN, GatewaySettings
 
 SYMBOLS = ["AAPL", "MSFT", "BRK.B", "TSLA"]

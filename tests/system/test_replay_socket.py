@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ import zmq
 from shm.layout import NO_INSTRUMENT, RECORD, Flag, RecordType, StatusCode, empty
 from shm.ring import RingWriter
 from tests.children import DEADLINE_S, wait_until
-from tests.system.fanout_process import FanoutStage, ticks
+from tests.system.fanout_process import FanoutStage, MakeStage, fanout_stages, ticks
 from workers.replay_client import Answer, ReplayClient, ReplayError
 from workers.subscriber import Subscriber
 from workers.wire import unpack_frame
@@ -23,18 +22,10 @@ from workers.wire import unpack_frame
 SYMBOLS = ["A", "AAPL", "ES.FUT"]
 A = "marketdata.tick.A"
 
-MakeStage = Callable[..., FanoutStage]
-
 
 @pytest.fixture
 def make_stage(engine_name: str) -> Iterator[MakeStage]:
-    with ExitStack() as stack:
-
-        def make(symbols: list[str] = SYMBOLS, **options: int) -> FanoutStage:
-            made = FanoutStage(engine_name, symbols, **options)
-            stack.callback(made.close)
-            return made
-
+    with fanout_stages(engine_name, SYMBOLS) as make:
         yield make
 
 

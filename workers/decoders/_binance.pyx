@@ -116,23 +116,6 @@ cdef class BinanceDecoder(NativeDecoder):
         self.skip_frame()
         return 0
 
-    cdef tk_symbol *_find(self, str name) except? NULL:
-        """The entry of a symbol, learned if new; NULL = refused, and counted."""
-        cdef bytes text = name.encode()
-        cdef uint64_t key[4]
-        cdef tk_symbol *symbol
-        if not symbols_key(key, <const uint8_t *><const char *>text, len(text)):
-            self.counts.malformed[TK_BAD_SYMBOL] += 1
-            return NULL
-        symbol = symbols_find(&self.state.symbols, key)
-        if symbol == NULL:
-            self.learn(&self.state.symbols)
-            symbol = symbols_find(&self.state.symbols, key)
-        if symbol.id == TK_REFUSED:
-            self.counts.malformed[TK_BAD_SYMBOL] += 1
-            return NULL
-        return symbol
-
     cdef int _slow(self, bytes text, int64_t ts_receive) except -1:
         envelope = _envelope.decode(text)
         stream = ""
@@ -162,7 +145,7 @@ cdef class BinanceDecoder(NativeDecoder):
         cdef int64_t ts_event = _time(message.T)
         _time(message.E)
         self.counts.messages[BINANCE_TRADE if single else BINANCE_AGG_TRADE] += 1
-        cdef tk_symbol *symbol = self._find(message.s)
+        cdef tk_symbol *symbol = find_symbol(self, &self.state.symbols, message.s)
         if symbol != NULL:
             binance_trade(&self.state, symbol, BINANCE_TRADE if single else BINANCE_AGG_TRADE, ts_event, ts_receive, price, size,
                           message.t if single else message.a, message.m)
@@ -178,7 +161,7 @@ cdef class BinanceDecoder(NativeDecoder):
         elif sent >= 0:
             ts_event = sent
         self.counts.messages[BINANCE_BOOK_TICKER] += 1
-        cdef tk_symbol *symbol = self._find(message.s)
+        cdef tk_symbol *symbol = find_symbol(self, &self.state.symbols, message.s)
         if symbol != NULL:
             binance_quote(&self.state, symbol, ts_event, ts_receive, message.u, bid, bid_size, ask, ask_size)
         return 0
@@ -198,7 +181,7 @@ cdef class BinanceDecoder(NativeDecoder):
         if traded >= 0:
             ts_event = traded
         self.counts.messages[BINANCE_DEPTH] += 1
-        cdef tk_symbol *symbol = self._find(message.s)
+        cdef tk_symbol *symbol = find_symbol(self, &self.state.symbols, message.s)
         if symbol == NULL or not binance_depth_begin(&self.state, symbol, ts_event, ts_receive, message.U, message.u, previous):
             return 0
         self._levels(symbol, bids, TK_SIDE_BUY, ts_event, ts_receive, message.u, False)
@@ -217,7 +200,7 @@ cdef class BinanceDecoder(NativeDecoder):
         self.counts.messages[BINANCE_SNAPSHOT] += 1
         name = stream.split("@", 1)[0].upper() or message.s or self._symbol
         if name:
-            symbol = self._find(name)
+            symbol = find_symbol(self, &self.state.symbols, name)
             if symbol == NULL:
                 return 0
         else:
@@ -247,7 +230,7 @@ cdef class BinanceDecoder(NativeDecoder):
         cdef double close = parse_decimal(candle.c), volume = parse_decimal(candle.v)
         cdef int64_t ts_event = _time(candle.t)
         self.counts.messages[BINANCE_KLINE] += 1
-        cdef tk_symbol *symbol = self._find(message.s)
+        cdef tk_symbol *symbol = find_symbol(self, &self.state.symbols, message.s)
         if symbol != NULL and candle.x:
             set_bar(sink_next(&self.state.sink, TK_TYPE_BAR, symbol.id, ts_event, ts_receive), first, high, low, close, volume,
                     interval_s, candle.n)

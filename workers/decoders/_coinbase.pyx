@@ -113,23 +113,6 @@ cdef class CoinbaseDecoder(NativeDecoder):
         self.skip_frame()
         return 0
 
-    cdef tk_symbol *_find(self, str name) except? NULL:
-        """The entry of a product, learned if new; NULL = refused, and counted."""
-        cdef bytes text = name.encode()
-        cdef uint64_t key[4]
-        cdef tk_symbol *symbol
-        if not symbols_key(key, <const uint8_t *><const char *>text, len(text)):
-            self.counts.malformed[TK_BAD_SYMBOL] += 1
-            return NULL
-        symbol = symbols_find(&self._symbols, key)
-        if symbol == NULL:
-            self.learn(&self._symbols)
-            symbol = symbols_find(&self._symbols, key)
-        if symbol.id == TK_REFUSED:
-            self.counts.malformed[TK_BAD_SYMBOL] += 1
-            return NULL
-        return symbol
-
     cdef int _message(self, bytes text, int64_t ts_receive, int connection) except -1:
         envelope = _envelope.decode(text)
         number = _NUMBER.get(envelope.channel, 0)
@@ -170,7 +153,7 @@ cdef class CoinbaseDecoder(NativeDecoder):
                 raise ValueError("not a trade id")
             number, ts_event = int(trade.trade_id), parse_time(trade.time)
             price, size = parse_decimal(trade.price), parse_decimal(trade.size)
-            symbol = self._find(trade.product_id)
+            symbol = find_symbol(self, &self._symbols, trade.product_id)
             if symbol == NULL:
                 continue
             last = &symbol.last[0]
@@ -190,7 +173,7 @@ cdef class CoinbaseDecoder(NativeDecoder):
     cdef int _ticker(self, ticker, int64_t ts_event, int64_t ts_receive, uint64_t sequence, bint snapshot) except -1:
         cdef double bid = _optional(ticker.best_bid), ask = _optional(ticker.best_ask)
         cdef double bid_size = _optional(ticker.best_bid_quantity), ask_size = _optional(ticker.best_ask_quantity)
-        cdef tk_symbol *symbol = self._find(ticker.product_id)
+        cdef tk_symbol *symbol = find_symbol(self, &self._symbols, ticker.product_id)
         if symbol == NULL:
             return 0
         cdef tk_record *record = sink_next(&self._sink, TK_TYPE_QUOTE, symbol.id, ts_event, ts_receive)
@@ -210,7 +193,7 @@ cdef class CoinbaseDecoder(NativeDecoder):
             (parse_time(level.event_time), _side(level.side), parse_decimal(level.price_level), parse_decimal(level.new_quantity))
             for level in event.updates
         ]
-        cdef tk_symbol *symbol = self._find(event.product_id)
+        cdef tk_symbol *symbol = find_symbol(self, &self._symbols, event.product_id)
         if symbol == NULL or not (levels or snapshot):
             return 0
         if snapshot:

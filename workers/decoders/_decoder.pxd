@@ -138,3 +138,6 @@ cdef class NativeDecoder:
     cdef uint32_t resolve(self, str symbol) except? 0xFFFFFFFF
     cdef int learn(self, tk_symbols *symbols) except -1
     cdef void skip_frame(self) noexcept
+
+
+cdef tk_symbol *find_symbol(NativeDecoder decoder, tk_symbols *symbols, str name) except? NULL

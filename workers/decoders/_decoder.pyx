@@ -183,3 +183,19 @@ cdef class NativeDecoder:
             first_ns=counts.first_ns if seen else 0,
             last_ns=counts.last_ns if seen else 0,
         )
+
+
+cdef tk_symbol *find_symbol(NativeDecoder decoder, tk_symbols *symbols, str name) except? NULL:
+    """For decoders that meet symbols as text: the entry of one, learned if new; NULL = refused, and counted."""
+    cdef bytes text = name.encode()
+    cdef uint64_t key[4]
+    cdef tk_symbol *symbol = NULL
+    if symbols_key(key, <const uint8_t *><const char *>text, len(text)):
+        symbol = symbols_find(symbols, key)
+        if symbol == NULL:
+            decoder.learn(symbols)
+            symbol = symbols_find(symbols, key)
+    if symbol == NULL or symbol.id == TK_REFUSED:
+        decoder.counts.malformed[TK_BAD_SYMBOL] += 1
+        return NULL
+    return symbol
