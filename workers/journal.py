@@ -147,6 +147,11 @@ class Journal:
         """The sequence after the last one that the journal holds of a ring; 0 = nothing yet."""
         return self._positions.get(ring_id, (0, 0))[1]
 
+    @property
+    def streams(self) -> dict[int, int]:
+        """Of each ring that the journal holds something of: the stream (`created_ns`) that is appended to."""
+        return {ring_id: stream for ring_id, (stream, _) in self._positions.items()}
+
     def append(self, ring_id: int, stream: int, epoch: int, records: np.ndarray, now_ns: int) -> None:
         """Append records of a ring as one block.
 

@@ -3,7 +3,8 @@
 Turned by the recorder every LOOK_NS at most. Which segments to seal and which files may go is decided by pure functions
 (`due_for_sealing`, `to_remove`); sealing itself is another process (workers/sealer.py). The rules of removal:
 
-    never       a segment that is being written or sealed; the newest segment of a ring, because it says where to go on
+    never       a segment that is being written or sealed; the newest segment of a ring, because it says where to go on:
+                of the ring that is recorded now, which need not be the one made last by the clock
     too old     anything whose hour ended more than `retention_hours` ago; a sealed segment after `journal_hours`
     too much    beyond `max_journal_bytes` the oldest segments, sealed ones first; an unsealed one is a loss, counted
                 as `segments_dropped`; beyond `max_parquet_bytes` the oldest parts
@@ -14,7 +15,7 @@ from __future__ import annotations
 import logging
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -89,11 +90,11 @@ class Keeper:
             if names:
                 self._seal(names)
                 held = [item._replace(busy=item.busy or item.path.name in self._sealing) for item in held]
-        self._remove(held, now_ns)
+        self._remove(held, journal.streams, now_ns)
 
     def make_room(self, journal: Journal, now_ns: int) -> None:
         """The disk is full: remove what the rules let go, now."""
-        self._remove(self._held(journal), now_ns)
+        self._remove(self._held(journal), journal.streams, now_ns)
 
     def close(self) -> None:
         """End a sealer that is at work; its job is done again next time. Safe to call twice."""
@@ -136,8 +137,8 @@ class Keeper:
         self._sealer = None
         self._sealing = frozenset()
 
-    def _remove(self, held: list[Held], now_ns: int) -> None:
-        removal = to_remove(held, self.settings, now_ns, sealing=self.can_seal)
+    def _remove(self, held: list[Held], streams: Mapping[int, int], now_ns: int) -> None:
+        removal = to_remove(held, streams, self.settings, now_ns, sealing=self.can_seal)
         for item in removal.segments:
             item.path.unlink(missing_ok=True)
         self.counters["segments_removed"] += len(removal.segments)
@@ -184,11 +185,22 @@ def due_for_sealing(held: Iterable[Held], hour_now: int, seal_bytes: int) -> lis
     return []
 
 
-def to_remove(held: list[Held], settings: RecorderSettings, now_ns: int, *, sealing: bool) -> Removal:
-    """Segments that must go, by the rules at the top of this module."""
+def to_remove(
+    held: list[Held], streams: Mapping[int, int], settings: RecorderSettings, now_ns: int, *, sealing: bool
+) -> Removal:
+    """Segments that must go, by the rules at the top of this module.
+
+    Args:
+        held: what the journal holds.
+        streams: ring -> the stream of it that is recorded now; of other rings the latest counts.
+    """
+
+    def rank(name: SegmentName) -> tuple[bool, SegmentName]:
+        return streams.get(name.ring_id) == name.stream, name
+
     newest: dict[int, SegmentName] = {}
     for item in held:
-        newest[item.name.ring_id] = max(newest.get(item.name.ring_id, item.name), item.name)
+        newest[item.name.ring_id] = max(newest.get(item.name.ring_id, item.name), item.name, key=rank)
     may_go = [item for item in held if not item.busy and newest[item.name.ring_id] != item.name]
     gone = [
         item

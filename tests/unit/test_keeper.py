@@ -53,7 +53,24 @@ def test_the_oldest_hour_that_is_over_is_sealed_first_and_not_more_than_fits(tmp
 def test_nothing_goes_that_is_in_use_or_says_where_to_go_on(tmp_path: Path) -> None:
     items = [held(tmp_path, -50, 1, 100, busy=True), held(tmp_path, -50, 2, 100, sealed=True)]
     chosen = settings(tmp_path, retention_hours=1.0, max_journal_bytes=1)
-    assert to_remove(items, chosen, NOW, sealing=True).segments == ()
+    assert to_remove(items, {}, chosen, NOW, sealing=True).segments == ()
+
+
+def test_a_ring_made_after_the_clock_was_set_back_keeps_its_newest_segment(tmp_path: Path) -> None:
+    """The ring before it was made at a later time by the clock, so its segments sort behind."""
+    journal = Journal(tmp_path / "journal")
+    journal.follow_symbols(symbols())
+    journal.append(2, STREAM, 1, trades(1, 10), NOW)
+    journal.leave()
+    journal.append(2, STREAM - HOUR, 1, trades(1, 20), NOW - HOUR)
+    journal.leave()
+    keeper = Keeper(settings(tmp_path, seal=False, retention_hours=2.0))
+    keeper.turn(journal, NOW)
+    keeper.turn(journal, NOW + 10 * HOUR)
+    assert [segment.name.stream for segment in list_segments(journal.folder)] == [STREAM - HOUR]
+    assert journal.open_ring(2, STREAM - HOUR) == 21
+    keeper.close()
+    journal.close()
 
 
 def test_age_and_size_decide_and_what_was_not_sealed_goes_last_and_is_counted(tmp_path: Path) -> None:
@@ -66,7 +83,7 @@ def test_age_and_size_decide_and_what_was_not_sealed_goes_last_and_is_counted(tm
     ]
 
     def gone(**changes: Any) -> tuple[list[int], int]:
-        removal = to_remove(items, settings(tmp_path, **changes), NOW, sealing=True)
+        removal = to_remove(items, {2: STREAM}, settings(tmp_path, **changes), NOW, sealing=True)
         return firsts(removal.segments), removal.dropped
 
     assert gone(journal_hours=100.0) == ([1], 0)
