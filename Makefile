@@ -4,7 +4,7 @@
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
-NATIVE := $(wildcard setup.py pyproject.toml shm/*.h shm/*.p[yx][xid] shm/include/*.h workers/*.p[yx][xid] workers/*.h workers/*/*.p[yx][xid] workers/*/*.h)
+NATIVE := $(wildcard setup.py pyproject.toml shm/*.h shm/*.pyx shm/*.pxi shm/include/*.h workers/*.pyx workers/*.pxi workers/*.h workers/*/*.pyx workers/*/*.h)
 
 .PHONY: help run test bench lint format build services arm64 clean
 
