@@ -26,10 +26,11 @@ from shm.errors import BadArgument, LayoutMismatch, SegmentExists, SegmentMissin
 from shm.instruments import InstrumentTable
 from shm.latest import LatestTable
 from shm.layout import RECORD_SIZE_BYTES
-from shm.ring import RingWriter, create_ring, ring_info
+from shm.ring import RingWriter, create_ring, remove_unusable_ring, ring_info
 from shm.segment import list_segments, segment_exists, segment_name, unlink_segment
 from shm.status import StatusBlock
 
+BEING_MADE_S: Final = 1.0  # ring 0 is small, and made within milliseconds
 ORPHAN_WAIT_S: Final = 3.0  # longer than the workers of a killed control process take to notice
 
 
@@ -80,20 +81,28 @@ class Segments:
     def _take_engine(self, plan: Plan) -> RingWriter:
         """Become the writer of ring 0: whoever holds that lock is the engine of this name."""
         ring = plan.rings[CONTROL_RING]
-        try:
-            if not self._create_ring(ring):
-                try:
-                    return RingWriter.open(self._engine, CONTROL_RING)
-                except (LayoutMismatch, SegmentMissing):
-                    unlink_segment(self._name("r0"))
-                    self._create_ring(ring)
-            return RingWriter.open(self._engine, CONTROL_RING)
-        except WriterBusy:
-            pid = ring_info(self._engine, CONTROL_RING).writer_pid
-            raise AlreadyRunning(
-                f"an engine named {self._engine!r} is running already (process {pid}); stop it, or give this one "
-                "another --name and other ports"
-            ) from None
+        being_made_until = time.monotonic() + BEING_MADE_S
+        while True:
+            self._create_ring(ring)
+            try:
+                return RingWriter.open(self._engine, CONTROL_RING)
+            except WriterBusy:
+                raise self._running(f"process {ring_info(self._engine, CONTROL_RING).writer_pid}") from None
+            except SegmentMissing:
+                if time.monotonic() < being_made_until:
+                    time.sleep(0.01)
+                    continue
+            except LayoutMismatch:
+                pass
+            # Half made by an engine that was killed, or another version's.
+            if not remove_unusable_ring(self._engine, CONTROL_RING):
+                raise self._running("of another version")
+
+    def _running(self, which: str) -> AlreadyRunning:
+        return AlreadyRunning(
+            f"an engine named {self._engine!r} is running already ({which}); stop it, or give this one another --name "
+            "and other ports"
+        )
 
     def _create_ring(self, ring: RingPlan) -> bool:
         """Make a ring; False if there is one."""
@@ -139,6 +148,8 @@ class Segments:
                 if (info.depth_slots, info.wakeups) != (ring.depth_slots, self._config.rings.wakeups):
                     return False
             InstrumentTable.attach(self._engine).close()
+            if segment_exists(self._name("last")):
+                LatestTable.attach(self._engine).close()
             old = StatusBlock.attach(self._engine)
             shape = old.facts.get("shape")
             old.close()

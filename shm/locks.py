@@ -15,9 +15,10 @@ import os
 import struct
 import sys
 import time
+from collections.abc import Callable
 
-from shm.errors import ShmError
-from shm.segment import open_segment
+from shm.errors import SegmentMissing, ShmError
+from shm.segment import open_segment, unlink_segment
 
 _ON_SEGMENT = hasattr(fcntl, "F_OFD_SETLK") and sys.platform != "darwin"
 _FLOCK = struct.Struct("hhqqi4x")  # struct flock: type, whence, start, length, pid (0 for such locks)
@@ -57,6 +58,16 @@ class ByteLock:
             os.close(self._fd)
             self._fd = -1
 
+    def is_of(self, segment: str) -> bool:
+        """Whether the lock that is held is of the segment which the name means now, and not of one made before it."""
+        if not _ON_SEGMENT:
+            return self.held
+        fd = open_segment(segment, write=False)
+        try:
+            return self.held and os.fstat(fd).st_ino == os.fstat(self._fd).st_ino
+        finally:
+            os.close(fd)
+
     @property
     def held(self) -> bool:
         """Whether this object holds the lock."""
@@ -89,6 +100,26 @@ def is_held(segment: str, index: int) -> bool:
         return int(_FLOCK.unpack(answer)[0]) != fcntl.F_UNLCK
     finally:
         os.close(fd)
+
+
+def unlink_abandoned(segment: str, index: int, is_unusable: Callable[[], bool]) -> bool:
+    """Remove a segment's name if nobody alive holds its lock `index` and it is of no use; False if somebody does.
+
+    For what a killed process left half-made, or another build made. `is_unusable` attaches by name, and is asked while
+    the lock is held: of several processes that try at once none removes what another has made meanwhile. True also if
+    the segment is gone or usable by now.
+    """
+    lock = ByteLock(segment, index)
+    try:
+        if not lock.try_acquire():
+            return False
+        if lock.is_of(segment) and is_unusable():
+            unlink_segment(segment)
+    except SegmentMissing:
+        pass
+    finally:
+        lock.release()
+    return True
 
 
 def _open(segment: str, index: int) -> int:

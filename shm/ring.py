@@ -21,7 +21,7 @@ from typing import Any, Literal
 import numpy as np
 
 from shm import _ring
-from shm.errors import BadArgument, NotAllowed, ShmFull, WriterBusy
+from shm.errors import BadArgument, LayoutMismatch, NotAllowed, SegmentMissing, ShmFull, WriterBusy
 from shm.layout import (
     MAX_RINGS,
     NO_INSTRUMENT,
@@ -34,7 +34,7 @@ from shm.layout import (
     StatusCode,
     empty,
 )
-from shm.locks import ByteLock, is_held
+from shm.locks import ByteLock, is_held, unlink_abandoned
 from shm.segment import Segment, segment_exists, segment_name
 
 DEFAULT_DEPTH_SLOTS = 65536
@@ -119,6 +119,22 @@ def create_ring(
     segment.close()
 
 
+def remove_unusable_ring(engine: str, ring_id: int) -> bool:
+    """Remove a ring that can't be attached to: half made by a process that was killed, or made by another build.
+
+    False, and nothing is removed, if a live process is its writer.
+    """
+
+    def is_unusable() -> bool:
+        try:
+            ring_info(engine, ring_id)
+        except (LayoutMismatch, SegmentMissing):
+            return True
+        return False
+
+    return unlink_abandoned(segment_name(engine, f"r{ring_id}"), _WRITER_LOCK, is_unusable)
+
+
 class RingWriter(_ring.Writer):
     """The one writer of a ring. Use `create`, `open` or `create_or_open`; then `publish` and `publish_batch`.
 
@@ -170,6 +186,8 @@ class RingWriter(_ring.Writer):
             if not lock.try_acquire():
                 pid = _ring.header_fields(segment.buf)["writer_pid"]
                 raise WriterBusy(f"ring {name} has a writer already: process {pid}")
+            if not segment.is_named():
+                raise SegmentMissing(f"ring {name} has just been removed")
             writer = cls()
             writer._map(segment.buf)
         except BaseException:

@@ -190,6 +190,17 @@ class Segment:
             self.buf = memoryview(b"")
             self.address = 0
 
+    def is_named(self) -> bool:
+        """Whether the name still means this segment: somebody may have removed it, and made another."""
+        try:
+            fd = open_segment(self.name, write=False)
+        except SegmentMissing:
+            return False
+        try:
+            return os.fstat(fd).st_ino == os.fstat(self.fd).st_ino
+        finally:
+            os.close(fd)
+
     def unlink(self) -> None:
         """Remove the name, so that nobody can attach any more. Safe to call twice."""
         unlink_segment(self.name)

@@ -44,7 +44,7 @@ import numpy as np
 
 from shm.errors import BadArgument, LayoutMismatch, SegmentExists, SegmentMissing, WriterBusy
 from shm.layout import MAX_RINGS, RecordType
-from shm.locks import ByteLock
+from shm.locks import ByteLock, unlink_abandoned
 from shm.segment import Segment, segment_name
 
 INSTRUMENTS: Final = 65536
@@ -73,6 +73,7 @@ TURN_WORDS: Final = 4
 NUMBERED, AFTER_GAP, ANNOUNCED, BROKEN, CUT = range(5)
 
 _BEING_MADE_S: Final = 2.0
+_MAKER_LOCK: Final = MAX_SHARDS  # behind those of the shards
 _MAGIC: Final = 0x3143504F544B54  # "TKTOPC1", little-endian
 _VERSION: Final = 2
 _HEADER_BYTES: Final = 16384
@@ -143,9 +144,18 @@ class TopicTable:
             raise BadArgument(f"turn_records is {turn_records}, must be 1 to {MAX_TURN_RECORDS}")
         size_bytes = 8 * (_SHARDS_WORD + shards * _block_words(turn_records))
         segment = Segment.create(segment_name(engine, "topic"), size_bytes, mode=mode, group=group)
-        words = np.frombuffer(segment.buf, np.uint64)
-        words[1:4] = _VERSION, shards, turn_records
-        words[0] = _MAGIC
+        making = ByteLock(segment.name, _MAKER_LOCK)
+        try:
+            if not making.try_acquire() or not segment.is_named():
+                raise SegmentExists(f"segment {segment.name} was taken for abandoned before it was complete")
+            words = np.frombuffer(segment.buf, np.uint64)
+            words[1:4] = _VERSION, shards, turn_records
+            words[0] = _MAGIC
+        except BaseException:
+            segment.close()
+            raise
+        finally:
+            making.release()
         return cls(segment)
 
     @classmethod
@@ -195,9 +205,9 @@ class TopicTable:
             try:
                 table = cls.attach(engine, write=True)
                 break
-            except SegmentMissing:  # another shard's process is making it at this moment
+            except SegmentMissing:  # another shard's process is making it at this moment, or was killed doing so
                 if time.monotonic() > deadline:
-                    raise
+                    unlink_abandoned(segment_name(engine, "topic"), _MAKER_LOCK, lambda: _is_half_made(engine))
                 time.sleep(0.001)
         if (table.shards, table.turn_records) != (shards, turn_records):
             found = f"{table.shards} shards and turns of {table.turn_records} records"
@@ -295,6 +305,16 @@ class TopicTable:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _is_half_made(engine: str) -> bool:
+    try:
+        TopicTable.attach(engine).close()
+    except SegmentMissing:
+        return True
+    except LayoutMismatch:
+        pass
+    return False
 
 
 def _block_words(turn_records: int) -> int:

@@ -7,8 +7,8 @@ import gc
 import pytest
 
 from shm.errors import SegmentMissing, ShmError
-from shm.locks import ByteLock, is_held
-from shm.segment import Segment, segment_name
+from shm.locks import ByteLock, is_held, unlink_abandoned
+from shm.segment import Segment, segment_exists, segment_name
 from tests.children import Child
 
 
@@ -81,3 +81,27 @@ def test_waiting_for_a_lock_ends_with_an_error_that_names_it(name: str) -> None:
 def test_lock_of_a_missing_segment_says_so(engine_name: str) -> None:
     with pytest.raises(SegmentMissing):
         ByteLock(segment_name(engine_name, "r0"), 0).try_acquire()
+
+
+def test_abandoned_segment_is_removed_only_if_nobody_holds_its_lock_and_it_is_still_of_no_use(name: str) -> None:
+    with ByteLock(name, 7):
+        assert not unlink_abandoned(name, 7, lambda: True)
+    assert unlink_abandoned(name, 7, lambda: False)
+    assert segment_exists(name)
+    assert unlink_abandoned(name, 7, lambda: True)
+    assert not segment_exists(name)
+    assert unlink_abandoned(name, 7, lambda: True)
+
+
+def test_lock_of_a_segment_that_was_made_anew_is_not_of_the_new_one(name: str) -> None:
+    old = Segment.attach(name, write=True)
+    with ByteLock(name, 0) as lock:
+        assert lock.is_of(name)
+        assert old.is_named()
+        old.unlink()
+        assert not old.is_named()
+        Segment.create(name, 1).close()
+        assert not lock.is_of(name)
+        assert not old.is_named()
+        assert not is_held(name, 0)
+    old.close()

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 
 import pytest
 
 from shm.errors import BadArgument, LayoutMismatch, SegmentExists, SegmentMissing, WriterBusy
 from shm.layout import RecordType
+from tests.children import Child
 from workers import topics
 from workers.topics import TopicTable, topic_index
 
@@ -74,6 +76,35 @@ def test_table_of_another_version_is_refused(engine_name: str, table: TopicTable
     table.words[0] = 0
     with pytest.raises(SegmentMissing, match="being created"):
         TopicTable.attach(engine_name)
+
+
+MAKER = """
+import os, signal, sys
+from shm import segment
+from workers.topics import TopicTable
+allocate = segment._allocate
+
+def killed(name, fd, size_bytes):
+    if sys.argv[2] == "whole":
+        allocate(name, fd, size_bytes)
+    print("here", flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+segment._allocate = killed
+TopicTable.create(sys.argv[1])
+"""
+
+
+@pytest.mark.parametrize("size", ["none", "whole"])
+def test_table_whose_maker_was_killed_is_made_anew(engine_name: str, size: str) -> None:
+    with Child(MAKER, engine_name, size) as maker:
+        assert maker.hear() == "here"
+        assert maker.process.wait() == -signal.SIGKILL
+    with pytest.raises(SegmentMissing, match="being created"):
+        TopicTable.attach(engine_name)
+    with TopicTable.create_or_attach(engine_name, shards=2) as made:
+        made.claim(0)
+        assert TopicTable.attach(engine_name).shards == 2
 
 
 @pytest.mark.parametrize("options", [{"shards": 0}, {"shards": 65}, {"turn_records": 0}, {"turn_records": 1 << 20}])
