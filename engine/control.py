@@ -23,12 +23,13 @@ from engine.console import Console
 from engine.errors import EXIT_CLEAN, EXIT_INTERRUPTED, ConfigError
 from engine.feeds import hosted
 from engine.notify import Notifier
-from engine.plan import Plan, data_folder, make_plan, missing_files, runtime_dir
+from engine.plan import CONTROL_LABEL, Plan, data_folder, make_plan, missing_files, runtime_dir
 from engine.segments import Segments, make_runtime_dir
 from engine.server import HttpServer, bind, check_free
 from engine.settings import Config
 from engine.store import Store
 from engine.supervisor import Supervisor, Worker
+from shm.errors import ShmError
 from shm.status import ProcessState
 
 if TYPE_CHECKING:
@@ -158,6 +159,7 @@ class Control:
     async def _serve(self, stopping: asyncio.Task[bool]) -> None:
         """One turn a second until the stop: sample, watchdog, the end of replays."""
         assert self._observer is not None
+        assert self._supervisor is not None
         ticks = 0
         watchdog_s = self._notifier.watchdog_s
         turn_s = min(TICK_S, watchdog_s) if watchdog_s else TICK_S
@@ -169,13 +171,22 @@ class Control:
             if time.monotonic() < next_s or stopping.done():
                 continue
             next_s = time.monotonic() + TICK_S
+            self._supervisor.check()
             ticks += 1
-            self._observer.tick()
+            self._observe()
             if ticks % STATUS_EVERY_TICKS == 0 and self._notifier.active:
                 self._notifier.status(self._status_line())
             if self._config.engine.exit_when_done and self._all_sent():
                 self._stop_why = "every replay has ended and has been sent"
                 self._stop_wanted.set()
+
+    def _observe(self) -> None:
+        """The second's sample; one that can't be had, for want of descriptors, is told and does not end the engine."""
+        assert self._observer is not None
+        try:
+            self._observer.tick()
+        except (ShmError, OSError) as error:
+            self._console.worker_line(CONTROL_LABEL, f"this second could not be observed: {error}")
 
     def _status_line(self) -> str:
         assert self._observer is not None
@@ -236,8 +247,12 @@ class Control:
         self._store.close()
         if self._audit is not None:
             self._audit.close()
-        published = self._observer.current().published if self._observer is not None else 0
+        published = 0
         if self._observer is not None:
+            try:
+                published = self._observer.current().published
+            except (ShmError, OSError) as error:
+                self._console.worker_line(CONTROL_LABEL, f"the last sample could not be taken: {error}")
             self._observer.close()
         if self._segments is not None:
             self._segments.unlink()

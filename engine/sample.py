@@ -98,15 +98,15 @@ class Sample:
 def take_sample(
     engine: str, status: StatusBlock, ring_ids: Iterable[int], *, symbols: int, now_ns: int, monotonic_s: float
 ) -> Sample:
-    """Read everything once. A ring that can't be read (removed under us) is left out."""
+    """Read everything once. A ring that can't be read (removed under us, no descriptor left) is left out."""
     rings: dict[int, RingInfo] = {}
     readers: dict[int, tuple[ReaderInfo, ...]] = {}
     for ring_id in ring_ids:
         try:
-            rings[ring_id] = ring_info(engine, ring_id)
-            readers[ring_id] = tuple(list_readers(engine, ring_id))
+            info, attached = ring_info(engine, ring_id), tuple(list_readers(engine, ring_id))
         except ShmError:
             continue
+        rings[ring_id], readers[ring_id] = info, attached
     processes = tuple(status.processes())
     return Sample(
         now_ns=now_ns,
@@ -122,12 +122,12 @@ def take_sample(
 
 
 def resources_of(pid: int) -> Resources | None:
-    """Memory and CPU time of a process; None if it is gone."""
+    """Memory and CPU time of a process; None if it is gone or can't be asked."""
     try:
         process = psutil.Process(pid)
         with process.oneshot():
             memory, times = process.memory_info(), process.cpu_times()
-    except psutil.Error:
+    except (psutil.Error, OSError):
         return None
     shared = int(getattr(memory, "shared", 0))
     return Resources(memory.rss, max(0, memory.rss - shared), times.user + times.system)

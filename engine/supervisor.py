@@ -162,15 +162,20 @@ class Supervisor:
         worker.life.spawned(time.monotonic(), heartbeat or 0)
         starting = self._turning is None and not worker.was_ready
         withhold = starting and (plan.role == "ingest" or self._block is None)
-        worker.child = await Child.spawn(
-            MODULES[plan.role],
-            plan.label,
-            encode(plan.settings),
-            self._environment,
-            on_exit=lambda child: self._exited(worker, child),
-            on_line=self._on_line,
-            withhold=withhold,
-        )
+        try:
+            worker.child = await Child.spawn(
+                MODULES[plan.role],
+                plan.label,
+                encode(plan.settings),
+                self._environment,
+                on_exit=lambda child: self._exited(worker, child),
+                on_line=self._on_line,
+                withhold=withhold,
+            )
+        except OSError as error:  # the machine has no room for a process or its pipes: as if it had ended at once
+            worker.child = None
+            self._ended(worker, f"no process could be started: {error.strerror or error}")
+            return
         if self._stopping:
             worker.child.signal(signal.SIGKILL)
         self._tell_reaper()
@@ -181,7 +186,10 @@ class Supervisor:
 
     def _exited(self, worker: Worker, child: Child) -> None:
         """SIGCHLD: a worker ended. A crash is answered here and now, not at the next turn."""
-        worker.last_end = end_in_words(child.exit_code)
+        self._ended(worker, end_in_words(child.exit_code))
+
+    def _ended(self, worker: Worker, how: str) -> None:
+        worker.last_end = how
         label, life = worker.plan.label, worker.life
         expected = life.phase is Phase.STOPPING
         action = life.exited(time.monotonic())
@@ -216,6 +224,11 @@ class Supervisor:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
+    def check(self) -> None:
+        """Raise what ended the turns, if they have ended: an engine that nobody watches must not go on."""
+        if self._turning is not None and self._turning.done() and not self._turning.cancelled():
+            self._turning.result()
+
     async def _turns(self) -> None:
         while True:
             await asyncio.sleep(TURN_S)
@@ -248,7 +261,10 @@ class Supervisor:
         label = worker.plan.label
         if worker.life.phase is Phase.RUNNING:
             return self._status.heartbeat_ns(label) or 0, True
-        view = self._status.process(label) if worker.life.phase is Phase.STARTING else None
+        try:
+            view = self._status.process(label) if worker.life.phase is Phase.STARTING else None
+        except ShmError:  # no descriptor left to look with
+            view = None
         if view is None or view.pid != worker.pid:
             return 0, False
         return view.heartbeat_ns, view.state is ProcessState.READY

@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 import posix_ipc
 
-from shm.errors import BadArgument, NotAllowed, SegmentExists, SegmentMissing, ShmFull
+from shm.errors import BadArgument, NotAllowed, SegmentExists, SegmentMissing, ShmError, ShmFull
 from shm.layout import MAX_RINGS
 
 # Regions of a segment that get different protection start on this boundary: the page size of Apple silicon,
@@ -96,6 +96,8 @@ def open_segment(name: str, *, write: bool) -> int:
     except posix_ipc.PermissionsError as error:
         access = "write" if write else "read"
         raise NotAllowed(f"segment {name}: its mode does not let user id {os.geteuid()} {access} it") from error
+    except OSError as error:  # this process has no descriptor left, or the system none
+        raise ShmError(f"segment {name} can not be opened: {error}") from error
 
 
 class Segment:

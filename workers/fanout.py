@@ -268,7 +268,8 @@ class Fanout:
         own[:] = gap_record(ring, self._settings.shard, self._settings.label, (lost_from, lost_to), time.time_ns())
         router = self._router
         router.scan(own, 1)
-        if router.route(ring, 0, announce=True) and self._raw is not None:
+        # With the cursor: a process killed before it sends what comes next does not announce the same loss again.
+        if router.route(ring, lost_to, announce=True) and self._raw is not None:
             self._raw.send_frames(router.frames(), self._names)
         listed = router.encode_list()
         if listed:

@@ -66,6 +66,18 @@ def test_killed_worker_comes_back_and_the_others_keep_their_pid(engine: EnginePr
     wait_for("records after the restart", lambda: published(engine) > seen)
 
 
+def test_worker_that_can_not_be_spawned_for_a_while_comes_back(engine: EngineProcess) -> None:
+    before = engine.pids()["cache"]
+    control = psutil.Process(engine.process.pid)
+    limits = control.rlimit(psutil.RLIMIT_NOFILE)
+    control.rlimit(psutil.RLIMIT_NOFILE, (3, limits[1]))  # what is open stays open; there are no pipes to be had
+    os.kill(before, signal.SIGKILL)
+    wait_for("a start that fails", lambda: "no process could be started" in engine.output)
+    control.rlimit(psutil.RLIMIT_NOFILE, limits)
+    wait_for("a new process", lambda: engine.pids().get("cache", before) != before)
+    assert engine.stop() == 0
+
+
 def test_silent_worker_is_killed_and_started_again(engine: EngineProcess) -> None:
     before = engine.pids()["cache"]
     os.kill(before, signal.SIGSTOP)
