@@ -6,11 +6,13 @@ The files are small Binance captures written here and read by the real decoder; 
 from __future__ import annotations
 
 import gzip
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import zstandard
 
 from shm.layout import NO_INSTRUMENT, Flag, RecordType, StatusCode, concatenate, empty
 from workers.decoders.capture import open_capture
@@ -298,6 +300,26 @@ def test_a_missing_file_is_an_error_of_the_feed(tmp_path: Path) -> None:
     source = make(str(tmp_path / "none"))
     with pytest.raises((OSError, WorkerError)):
         source.poll(empty(10), NOW_NS)
+
+
+@pytest.mark.parametrize("pack", [None, gzip.compress, zstandard.compress], ids=["plain", "gzip", "zstd"])
+@pytest.mark.parametrize("count", [10, 20_000])
+def test_progress_tells_what_was_handed_out_and_not_what_was_read_ahead(
+    tmp_path: Path, pack: Callable[[bytes], bytes] | None, count: int
+) -> None:
+    lines = "".join(trade(RECORDED_NS + step * 1_000_000, step) for step in range(1, count + 1)).encode()
+    path = tmp_path / "a.bin"
+    path.write_bytes(pack(lines) if pack else lines)
+    source = make(str(path), str(path))
+    now_ns, handed_out, out = NOW_NS, 0, empty(4096)
+    shares: list[tuple[float, float]] = []
+    while handed_out < 2 * count:
+        handed_out += len(market(out[: source.poll(out, now_ns)]))
+        shares.append((source.progress, handed_out / (2 * count)))
+        now_ns += count * 100_000
+    told, true = np.array(shares).T
+    assert np.all(np.diff(told) >= 0)
+    assert np.abs(told - true).max() < 0.15  # a chunk of 4096 ahead where one file ends and the next begins
 
 
 @pytest.mark.parametrize(

@@ -109,7 +109,9 @@ class Capture:
             self._layout = str(self._options.get("format") or detect(self._head))
             self._container: Any
             self._decoder: Any
-            self._waiting: list[Batch] = []
+            self._waiting: list[tuple[Batch, float]] = []  # and how far into the file it reaches
+            # Of the batch in hand: from where to where in the file, 0 to 1; its bytes; those decoded before it.
+            self._span = (0.0, 0.0, 0, 0)
             self._begin()
         except BaseException:
             self.file.close()
@@ -140,14 +142,16 @@ class Capture:
         """Gives the decoder its next frames; False = there are no more."""
         while not self._ended:
             if self._waiting:
-                batch = self._waiting.pop(0)
+                batch, reached = self._waiting.pop(0)
             else:
                 piece = self._read()
                 batch = self._container.feed(piece) if piece else self._finish()
                 if self._container.error is not None:
                     self._failure = self._container.error
                     self._ended = not len(batch.frames)
+                reached = self.file.progress
             if len(batch.frames):
+                self._span = self._span[1], reached, int(batch.frames["size"].sum()), self._decoder.counters.bytes
                 self._decoder.feed(batch.buffer, batch.frames)
                 return True
             self._ended = self._ended or self._failure is not None
@@ -219,7 +223,7 @@ class Capture:
             if not piece:
                 break
             batch = self._container.feed(piece)
-            self._waiting.append(batch)
+            self._waiting.append((batch, self.file.progress))
             for frame in batch.frames[: _PROBE_DATAGRAMS - seen]:
                 first = int(frame["offset"])
                 protocol = protocol_of(batch.buffer[first : first + int(frame["size"])])
@@ -266,9 +270,9 @@ class Capture:
             piece = self._read()
             if not piece:
                 break
-            self._waiting.append(self._container.feed(piece))
+            self._waiting.append((self._container.feed(piece), self.file.progress))
             exchange = str(self._container.exchange).upper()
-            if self._waiting[-1].frames.size:
+            if self._waiting[-1][0].frames.size:
                 break
         if exchange.startswith("BINANCE"):
             from workers.decoders._binance import BinanceDecoder
@@ -312,8 +316,12 @@ class Capture:
 
     @property
     def progress(self) -> float:
-        """How much of the file has been read, 0 to 1."""
-        return self.file.progress
+        """How much of the file has been decoded, 0 to 1."""
+        if self._ended:
+            return self.file.progress
+        begin, end, frame_bytes, before = self._span
+        share = (self._decoder.counters.bytes - before) / frame_bytes if frame_bytes else 0.0
+        return begin + (end - begin) * min(1.0, share)
 
     @property
     def counters(self) -> Counters:

@@ -50,6 +50,11 @@ class _Gzip:
             if data:
                 return data
 
+    @property
+    def packed_bytes(self) -> float:
+        """How far into the file that reaches which `read` has returned so far."""
+        return self._file.tell() - len(self._packed)
+
 
 class _Zstd:
     """Several zstd frames -> bytes."""
@@ -63,10 +68,13 @@ class _Zstd:
         self._frame: Any = None  # the frame being unpacked; None between two
         self._packed = b""
         self._ready = b""
+        self._piece_bytes = 1  # of what `_ready` is the rest of
+        self._begun_at = 0  # where in the file that began
         self._offset = 0  # unpacked bytes so far
 
     def read(self, size: int) -> bytes:
         while not self._ready:
+            self._begun_at = self._file.tell() - len(self._packed)
             self._packed = self._packed or self._file.read(_ZSTD_PIECE_BYTES)
             if not self._packed:
                 if self._frame is not None:
@@ -79,12 +87,19 @@ class _Zstd:
             except self._error as problem:
                 raise FramingError("zstd", self._offset, str(problem)) from None
             self._offset += len(self._ready)
+            self._piece_bytes = len(self._ready) or 1
             self._packed = b""
             if self._frame.eof:
                 self._packed = self._frame.unused_data
                 self._frame = None
         piece, self._ready = self._ready[:size], self._ready[size:]
         return piece
+
+    @property
+    def packed_bytes(self) -> float:
+        """How far into the file that reaches which `read` has returned so far."""
+        end = self._file.tell() - len(self._packed)
+        return end - (end - self._begun_at) * len(self._ready) / self._piece_bytes
 
 
 class CaptureFile:
@@ -110,10 +125,11 @@ class CaptureFile:
 
     @property
     def progress(self) -> float:
-        """How much of the file has been read, 0 to 1."""
+        """How far into the file what `read` has returned reaches, 0 to 1; what was only read ahead does not count."""
         if self._file.closed or not self.size_bytes:
             return 1.0
-        return min(1.0, self._file.tell() / self.size_bytes)
+        done = self._reader.packed_bytes if self.compression else self._file.tell()
+        return min(1.0, done / self.size_bytes)
 
     def close(self) -> None:
         """May be called more than once."""

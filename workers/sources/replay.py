@@ -78,7 +78,8 @@ class ReplaySource:
         self.position: int | None = 0
         self.next_due_ns: int | None = 0
         self._capture: Capture | None = None
-        self._file = 0  # index of the file in hand
+        self._file = 0  # index of the file in hand; how many of the pass are done
+        self._begun_share = 0.0  # of the pass, before the batch in hand
         self._batches = self._passes()
         self._chunk = empty(CHUNK_SLOTS)
         self._into = self._chunk  # where the next batch is decoded to
@@ -140,6 +141,7 @@ class ReplaySource:
     def _decode_batch(self, now_ns: int) -> bool:
         """The next batch, with the times when its records are due; False at the end."""
         self._into = self._chunk
+        self._begun_share = self._decoded_share
         batch = next(self._batches, None)
         if batch is None:
             return False
@@ -189,7 +191,12 @@ class ReplaySource:
 
     @property
     def progress(self) -> float:
-        """Share of the pass that has been read, 0 to 1, every file counting the same."""
+        """Share of the pass that has been handed out, 0 to 1, every file counting the same."""
+        begin, end = min(self._begun_share, self._decoded_share), self._decoded_share
+        return begin + (end - begin) * (self._next / len(self._batch) if len(self._batch) else 1.0)
+
+    @property
+    def _decoded_share(self) -> float:
         within = self._capture.progress if self._capture is not None else 0.0
         return (self._file + within) / len(self._files)
 
@@ -243,6 +250,7 @@ class ReplaySource:
                 self._count(capture, before[0] + damaged, *before[1:])
             if count == 0:
                 self.close()
+                self._file += 1
                 return
             batch = self._keep_wanted(into[:count])
             if len(batch):
