@@ -86,6 +86,15 @@ class ThroughputStats(Struct, kw_only=True):
     data_points_per_second: float
 
 
+class TierAnswer(Struct, kw_only=True):
+    """What one tier has done for GET /data."""
+
+    hits: Annotated[Count, Meta(description="L1: requests that it answered alone; else those to which it gave records")]
+    misses: Annotated[Count, Meta(description="requests in which it was asked for records that it did not have")]
+    down: Annotated[Count, Meta(description="requests in which one of its stores could not be asked")]
+    hit_ratio: float
+
+
 class MetricsAnswer(Struct, kw_only=True):
     """GET /metrics."""
 
@@ -102,7 +111,8 @@ class MetricsAnswer(Struct, kw_only=True):
     hops: Annotated[dict[str, LatencyStats], Meta(description="each hop: feed_latency, ring_latency, send_latency")]
     throughput_stats: ThroughputStats
     cache_size: Annotated[Count, Meta(description="records held in L1")]
-    cache_hit_ratio: float
+    cache_hit_ratio: Annotated[float, Meta(description="share of data requests that L1 answered alone")]
+    tiers: Annotated[dict[str, TierAnswer], Meta(description="L1, L2, L3, as far as they have been asked")]
     engine_type: Literal["market_data"] = "market_data"
     containerized: bool
     hardware_platform: str
@@ -292,6 +302,10 @@ class DataAnswer(Struct, kw_only=True):
     data_type: str
     data: Annotated[list[DataPoint], Meta(description="oldest first, the newest `limit` of them")]
     count: Count
+    cursor: Annotated[str | None, Meta(description="asked for with it, what comes before these; null = nothing does")]
+    incomplete: Annotated[
+        list[str], Meta(description="stores that could not be asked, and why: what only they have is not in `data`")
+    ]
 
 
 class LastTradeAnswer(Struct, kw_only=True):

@@ -138,6 +138,7 @@ class Control:
     def _load_http(self, segments: Segments, supervisor: Supervisor) -> tuple[Observer, Audited]:
         from engine.audit import Audited, AuditLog
         from engine.feeds import Feeds
+        from engine.front import Front
         from engine.http import make_app
         from engine.intake import Intake
         from engine.observer import Observer
@@ -150,7 +151,7 @@ class Control:
             book.connect(self._commands)
         observer = Observer(self._config, self._plan, segments, supervisor, book)
         self._audit = AuditLog(data_folder(self._config), on_lost=supervisor.own.counter("audit_lost").add)
-        return observer, Audited(make_app(observer, gate, intake), self._audit, gate.caller)
+        return observer, Audited(Front(make_app(observer, intake), observer, gate), self._audit, gate.caller)
 
     def _announce(self, worker: Worker) -> None:
         view = self._segments.status.process(worker.plan.label) if self._segments is not None else None

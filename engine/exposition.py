@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
@@ -39,6 +39,7 @@ _HOP_HELP: Final = {
     "ring_latency": "from the record in its ring to a consumer's hands",
     "send_latency": "from the record in its ring to the sent message",
 }
+TIERS: Final = ("L1", "L2", "L3")
 _FEED_COUNTER: Final = re.compile(r"^feed\.\d+\.")
 _NOT_IN_NAMES: Final = re.compile(r"[^a-z0-9_]")
 
@@ -96,9 +97,14 @@ class SampleCollector(Collector):
             counts = sample.feeds.get(feed_id)
             errors.add_metric([feed.name, feed.source], counts.errors if counts else 0)
         yield errors
-        yield _gauge(
-            "marketdata_cache_hit_ratio", "Share of data requests that L1 could answer", cache_hit_ratio(sample)
+        ratio = GaugeMetricFamily(
+            "marketdata_cache_hit_ratio",
+            "Share of data requests that L1 answered alone; of those that needed L2 or L3 the share that they helped",
+            labels=["tier"],
         )
+        for level, tier in tier_counts(sample).items():
+            ratio.add_metric([level], tier.hit_ratio)
+        yield ratio
         yield _gauge("marketdata_active_feeds", "Feeds that deliver", sum(feed.active for feed in self._feeds.values()))
         yield _gauge(
             "marketdata_subscription_count",
@@ -224,12 +230,27 @@ class SampleCollector(Collector):
         yield hop
 
 
-def cache_hit_ratio(sample: Sample) -> float:
-    """Share of data requests answered from L1; 1 while there were none."""
+class TierCounts(NamedTuple):
+    """What one tier has done for GET /data (engine/tiers.py counts it)."""
+
+    hits: int
+    misses: int
+    down: int
+
+    @property
+    def hit_ratio(self) -> float:
+        """Share of hits; 1 while there was nothing to miss."""
+        return self.hits / (self.hits + self.misses) if self.hits + self.misses else 1.0
+
+
+def tier_counts(sample: Sample) -> dict[str, TierCounts]:
+    """Counts of L1, and of the tiers below it as far as they were needed."""
     control = sample.process("control")
     counters = control.counters if control is not None else {}
-    hits, misses = counters.get("cache_hits", 0), counters.get("cache_misses", 0)
-    return hits / (hits + misses) if hits + misses else 1.0
+    found = {
+        level: TierCounts(*(counters.get(f"tier.{level}.{what}", 0) for what in TierCounts._fields)) for level in TIERS
+    }
+    return {level: counts for level, counts in found.items() if level == "L1" or any(counts)}
 
 
 def render(collector: SampleCollector, accept: str) -> tuple[bytes, str]:

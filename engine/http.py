@@ -9,23 +9,21 @@ worker, and hold no state; feeds and ingest are in modules of their own. Errors 
 from __future__ import annotations
 
 import time
-from datetime import datetime
 from importlib.resources import files
-from typing import Annotated, Any, Final, Literal
+from typing import Any, Final
 
 from litestar import Litestar, Request, Response, get, post
 from litestar.config.response_cache import ResponseCacheConfig
-from litestar.datastructures import ResponseHeader
 from litestar.di import Provide
 from litestar.exceptions import HTTPException
 from litestar.openapi import OpenAPIConfig, ResponseSpec
 from litestar.openapi.plugins import JsonRenderPlugin
-from litestar.params import Parameter
 
 from engine import answers, replies
-from engine.access import Gate
 from engine.exposition import render
+from engine.front import PASSED
 from engine.health import Verdict
+from engine.http_data import JSON, Symbol, data
 from engine.http_feeds import FEED_ROUTES
 from engine.http_ingest import ingest
 from engine.http_schema import complete_schema
@@ -33,11 +31,6 @@ from engine.intake import Intake
 from engine.observer import Observer
 from engine.problems import Refusal, on_bug, on_http_error
 from shm.errors import ShmError
-from shm.layout import TYPE_NAMES, RecordType
-from shm.message import iso_time
-
-DataType = Literal["all", "tick", "quote", "bar", "trade", "level2", "news"]
-Symbol = Annotated[str, Parameter(max_length=32, min_length=1, description="symbol, as in GET /symbols")]
 
 _TEXT_FORMATS: Final = ("text/plain", "application/openmetrics-text")
 _PAGE: Final = (files("engine") / "static" / "index.html").read_bytes()
@@ -180,94 +173,26 @@ async def symbols(observer: Observer) -> answers.SymbolsAnswer:
     return answers.SymbolsAnswer(symbols=known, count=len(known))
 
 
-@get(
-    "/data/{symbol:str}",
-    tags=["data"],
-    summary="The newest records of a symbol",
-    response_headers=[ResponseHeader(name="X-Cache", description="store that answered", value="L1")],
-)
-async def data(
-    observer: Observer,
-    symbol: Symbol,
-    *,
-    data_type: Annotated[DataType, Parameter(description="which records")] = "all",
-    limit: Annotated[int, Parameter(ge=1, le=100_000, description="at most so many, the newest")] = 100,
-    start: Annotated[datetime | None, Parameter(description="venue's time, from; UTC if it names no zone")] = None,
-    end: Annotated[datetime | None, Parameter(description="venue's time, before; UTC if it names no zone")] = None,
-) -> answers.DataAnswer:
-    """Oldest first, from L1. 404 for a symbol never seen."""
-    own = observer.supervisor.own
-    most = observer.config.http.max_data_records
-    if limit > most:
-        raise Refusal(422, f"limit: {limit} is more than this engine allows, {most}; see [http] max_data_records")
-    instrument_id = _instrument(observer, symbol)
-    kind = None if data_type == "all" else RecordType(TYPE_NAMES.index(data_type))
-    try:
-        records = replies.history(observer.latest(), instrument_id, limit, kind, start=start, end=end)
-    except ShmError as error:
-        raise Refusal(503, f"L1 can not be read now: {error}", {"Retry-After": "1"}) from error
-    own.counter("cache_hits" if len(records) else "cache_misses").add()
-    points = replies.points(records.tobytes(), symbol)
-    return answers.DataAnswer(symbol=symbol, data_type=data_type, data=points, count=len(points))
-
-
 @post("/symbols/{symbol:str}/snapshot", tags=["data"], summary="What is known of a symbol now", status_code=200)
-async def snapshot(observer: Observer, symbol: Symbol) -> answers.SnapshotAnswer:
+async def snapshot(observer: Observer, symbol: Symbol) -> Response[answers.SnapshotAnswer]:
     """`as_of` lets a reader of the rings go on from here without gap or duplicate. 404 for a symbol never seen."""
     instrument_id = _instrument(observer, symbol)
     try:
         found = observer.latest().snapshot(instrument_id)
     except ShmError as error:
         raise Refusal(503, f"L1 can not be read now: {error}", {"Retry-After": "1"}) from error
-    observer.supervisor.own.counter("cache_hits" if found else "cache_misses").add()
+    observer.tiers.count_snapshot(found is not None)
     if found is None:
         raise Refusal(404, f"symbol {symbol!r} has been named, but no record of it has been seen")
-    trade, quote, day = found.last_trade, found.quote, found.day
-    return answers.SnapshotAnswer(
-        symbol=symbol,
-        timestamp=iso_time(time.time_ns()),
-        snapshot=answers.SnapshotBody(
-            last_trade=answers.LastTradeAnswer(
-                price=replies.finite(trade.price), size=replies.finite(trade.size), timestamp=iso_time(trade.ts_event)
-            )
-            if trade
-            else None,
-            quote=answers.QuoteAnswer(
-                bid=replies.finite(quote.bid),
-                ask=replies.finite(quote.ask),
-                bid_size=replies.finite(quote.bid_size),
-                ask_size=replies.finite(quote.ask_size),
-            )
-            if quote
-            else None,
-            daily_stats=answers.DailyStats(
-                **{
-                    name: replies.finite(getattr(day, name))
-                    for name in ("open", "high", "low", "close", "volume", "vwap")
-                }
-            )
-            if day
-            else None,
-        ),
-        as_of={str(ring): sequence for ring, sequence in found.as_of.items()},
-    )
+    body: Any = replies.snapshot_body(symbol, found, time.time_ns())  # the annotation is for the schema
+    return Response(body, media_type=JSON)
 
 
-def make_app(observer: Observer, gate: Gate, intake: Intake) -> Litestar:
-    """The application. `gate` decides on each request before a route sees it."""
-    requests = observer.supervisor.own.counter("http_requests")
+def make_app(observer: Observer, intake: Intake) -> Litestar:
+    """The application, for engine/front.py, which has asked the gate before."""
 
     def before(request: Request[Any, Any, Any]) -> None:
-        requests.add()
-        scope, headers = request.scope, request.headers
-        denial = gate.denial(
-            scope["method"],
-            scope["path"],
-            authorization=headers.get("authorization"),
-            peer=scope["client"][0] if scope["client"] else "",
-            host=headers.get("host", ""),
-            now_s=time.monotonic(),
-        )
+        denial = request.scope[PASSED]  # type: ignore[typeddict-item]  # engine/front.py's
         if denial is not None:
             raise Refusal(denial.status, denial.detail, denial.headers)
 

@@ -13,6 +13,7 @@ from litestar.openapi.spec import OpenAPIMediaType, OpenAPIResponse, OpenAPIType
 from litestar.openapi.spec import Parameter as OpenAPIParameter
 
 from engine.access import changes_state
+from engine.http_data import MEDIA_TYPES
 from engine.http_ingest import JSON, LINES, MSGPACK
 from engine.problems import MEDIA_TYPE
 from engine.settings import HttpSection
@@ -38,6 +39,8 @@ def complete_schema(app: Litestar, limits: HttpSection) -> None:
             for parameter in operation.parameters or ():
                 if isinstance(parameter, OpenAPIParameter) and parameter.name == "limit" and parameter.schema:
                     parameter.schema.maximum = limits.max_data_records  # type: ignore[union-attr]  # it is no reference
+            if path == "/data/{symbol}":
+                _add_files(operation)
             if path == "/data/ingest":
                 operation.request_body = _ingest_body(limits)
             _add_problems(operation, writing=changes_state(method.upper(), path), feeds=path.startswith("/feeds"))
@@ -61,6 +64,13 @@ def _add_problems(operation: Operation, *, writing: bool, feeds: bool) -> None:
     for status, words in problems.items():
         content = {MEDIA_TYPE: OpenAPIMediaType(schema=_problem_schema())}
         operation.responses.setdefault(str(status), OpenAPIResponse(description=words, content=content))
+
+
+def _add_files(operation: Operation) -> None:
+    success = (operation.responses or {}).get("200")
+    if isinstance(success, OpenAPIResponse) and success.content is not None:
+        file = Schema(type=OpenAPIType.STRING, content_media_type="application/octet-stream")
+        success.content |= {media_type: OpenAPIMediaType(schema=file) for media_type in MEDIA_TYPES.values()}
 
 
 def _ingest_body(limits: HttpSection) -> RequestBody:

@@ -6,21 +6,23 @@ through engine/sample.py, judges through engine/health.py, and writes nothing bu
 
 from __future__ import annotations
 
-import mmap
 import time
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 from engine import rates
+from engine.archive_client import ArchiveClient
 from engine.exposition import FeedLabel, SampleCollector
 from engine.feeds import Entry, Feeds
 from engine.health import Check, Expected, FeedWatch, Health, Limits, feed_state, judge
 from engine.lifecycle import Phase
-from engine.plan import Plan
+from engine.plan import CACHE_LABEL, HISTORIAN_LABEL, Plan
 from engine.sample import WINDOW_S, History, Sample, take_sample
-from engine.segments import Segments
+from engine.segments import Segments, forget_pages
 from engine.settings import Config
 from engine.supervisor import Supervisor
+from engine.tiers import Tiers
 from shm.errors import ShmError
 from shm.latest import LatestTable
 from shm.layout import StatusCode
@@ -29,6 +31,7 @@ from workers.spec import FeedSpec
 
 MAX_AGE_S: Final = 0.25  # a request is answered from a sample at most this old
 ALERT_EVERY_S: Final = 10.0
+FORGET_EVERY_S: Final = 10.0
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,15 @@ class Observer:
         self._restarts: list[tuple[float, dict[str, int]]] = []
         self._alerted_s = -ALERT_EVERY_S
         self._latest: LatestTable | None = None
+        self._forgotten_s = self.started_s
+        self._l1_lost = 0
+        historian = partial(self._pid_of, HISTORIAN_LABEL)
+        client = ArchiveClient(plan.archive_endpoint, historian) if plan.archive_endpoint else None
+        self.tiers = Tiers(
+            self.latest, segments.instruments, supervisor.own, client, timeout_s=config.http.archive_timeout_s
+        )
+        if segments.adopted:  # what the crashed engine's cache had lost is not known any more
+            self.tiers.hole_ns = time.time_ns()
         self.limits = Limits(
             heartbeat_timeout_s=config.supervisor.heartbeat_timeout_s,
             stale_factor=config.health.stale_factor,
@@ -83,6 +95,12 @@ class Observer:
         while len(self._restarts) > 2 and sample.monotonic_s - self._restarts[0][0] > WINDOW_S:
             self._restarts.pop(0)
         self._alert(sample)
+        lost = sample.total("records_lost", "cache")
+        if lost != self._l1_lost or self._pid_of(CACHE_LABEL) == 0:
+            self._l1_lost, self.tiers.hole_ns = lost, sample.now_ns
+        if self._latest is not None and sample.monotonic_s - self._forgotten_s > FORGET_EVERY_S:
+            self._forgotten_s = sample.monotonic_s
+            forget_pages(self._latest.segment.buf)
 
     def current(self) -> Sample:
         """A sample at most MAX_AGE_S old."""
@@ -160,8 +178,17 @@ class Observer:
             forget_pages(self._latest.segment.buf)
         return self._latest
 
+    def records_held(self) -> int:
+        """Records in L1. ShmError if it can't be read."""
+        table = self.latest()
+        try:
+            return table.records_held()
+        finally:
+            forget_pages(table.segment.buf)  # it has looked at every entry
+
     def close(self) -> None:
-        """Let go of the latest-value table."""
+        """Let go of the tiers."""
+        self.tiers.close()
         if self._latest is not None:
             self._latest.close()
             self._latest = None
@@ -176,6 +203,11 @@ class Observer:
             monotonic_s=time.monotonic(),
         )
         return self._current
+
+    def _pid_of(self, label: str) -> int:
+        """Process id of a worker; 0 while it is not ready."""
+        worker = self.supervisor.workers[label]
+        return worker.pid if worker.life.phase is Phase.RUNNING else 0
 
     def _restart_counts(self) -> dict[str, int]:
         return {label: worker.life.restarts for label, worker in self.supervisor.workers.items()}
@@ -213,14 +245,3 @@ class Observer:
 def checks_of(health: Health, prefix: str) -> list[Check]:
     """The checks about one kind of thing, e.g. "process:"."""
     return [check for check in health.checks if check.name.startswith(prefix)]
-
-
-def forget_pages(buffer: memoryview) -> None:
-    """Drop a shared mapping's pages from this process's tables; the data stays, a later look maps it again.
-
-    Segments are mapped whole and pre-faulted, which is right for those who stream through them. The control process
-    looks at a few entries now and then: its resident memory should not show gigabytes that it does not use.
-    """
-    mapping = buffer.obj
-    if isinstance(mapping, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
-        mapping.madvise(mmap.MADV_DONTNEED)

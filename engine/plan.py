@@ -28,6 +28,7 @@ from workers.spec import (
     FanoutSettings,
     FeedSpec,
     GatewaySettings,
+    HistorianSettings,
     IngestSettings,
     Placement,
     QualitySettings,
@@ -41,6 +42,8 @@ FIRST_INGEST_RING: Final = 2
 CONTROL_LABEL: Final = "control"
 GATEWAY_LABEL: Final = "gateway"
 RECORDER_LABEL: Final = "recorder"
+CACHE_LABEL: Final = "cache"
+HISTORIAN_LABEL: Final = "historian"
 
 _HOLD_BACK_S: Final = 3.0
 _LOW_LATENCY_WAIT_US: Final = 20.0
@@ -89,6 +92,7 @@ class Plan:
     http_url: str
     endpoints: dict[str, tuple[str, ...]]  # "raw", "msgpack", "json", "replay" -> one address a shard
     ws_url: str = ""  # of the gateway; empty = there is none
+    archive_endpoint: str = ""  # of the historian; empty = there is none
 
 
 def runtime_dir(env: Mapping[str, str], engine: str) -> Path:
@@ -204,6 +208,9 @@ def make_plan(config: Config, ipc_dir: Path, added: tuple[FeedSpec, ...] = (), *
                 f"rings {_listed(ring.ring_id for ring in rings)} to WebSocket clients",
             )
         )
+    archive_endpoint = f"ipc://{ipc_dir / HISTORIAN_LABEL}" if config.storage.enabled else ""
+    if archive_endpoint:
+        workers.append(_historian(config, shared(HISTORIAN_LABEL), archive_endpoint))
     wait_us = (
         min(config.ingest.min_wait_us, _LOW_LATENCY_WAIT_US) if config.engine.low_latency else config.ingest.min_wait_us
     )
@@ -234,6 +241,7 @@ def make_plan(config: Config, ipc_dir: Path, added: tuple[FeedSpec, ...] = (), *
             for name, port in ports.items()
         },
         ws_url=ws_url,
+        archive_endpoint=archive_endpoint,
     )
 
 
@@ -268,6 +276,18 @@ def _recorder(config: Config, shared: dict[str, Any], rings: tuple[RingPlan, ...
         reliable=hold_back,
     )
     return WorkerPlan(settings, f"rings {_listed(ring.ring_id for ring in rings)} into {folder}")
+
+
+def _historian(config: Config, shared: dict[str, Any], endpoint: str) -> WorkerPlan:
+    settings = HistorianSettings(
+        **shared,
+        endpoint=endpoint,
+        folder=str(data_folder(config)),
+        store_timeout_s=config.http.archive_timeout_s,
+        redis_url="",  # the one place where these two are filled in: the stores beside journal and Parquet
+        postgres_dsn="",
+    )
+    return WorkerPlan(settings, "answers GET /data from what is recorded")
 
 
 def http_url(host: str, port: int) -> str:
@@ -313,7 +333,7 @@ def _deal(feeds: tuple[FeedSpec, ...], hands: int) -> list[tuple[FeedSpec, ...]]
 
 def _placements(config: Config, labels: list[str]) -> dict[str, Placement]:
     section = config.placement
-    known = [*labels, GATEWAY_LABEL]  # which wants no core for itself unless it is given one: its clients can wait
+    known = [*labels, GATEWAY_LABEL, HISTORIAN_LABEL]  # the last two want no core unless given one: clients can wait
     unknown = sorted(set(section.cores) - set(known))
     if unknown:
         raise ConfigError(f"[placement] cores: no worker is labelled {unknown[0]!r}; there are {', '.join(known)}")

@@ -10,17 +10,17 @@ import time
 from datetime import UTC, datetime, timedelta
 from typing import Final, Literal
 
-import numpy as np
+import msgspec
 
 from engine import answers, rates
-from engine.exposition import cache_hit_ratio
+from engine.exposition import tier_counts
 from engine.health import Verdict
 from engine.observer import FeedView, Observer
 from engine.sample import HOPS, Sample
 from shm.errors import ShmError
 from shm.histogram import HistogramView
-from shm.latest import LatestTable
-from shm.layout import RECORD, RECORD_SIZE_BYTES, Flag, RecordType
+from shm.latest import Snapshot
+from shm.layout import RECORD_SIZE_BYTES, Flag, RecordType
 from shm.message import flag_names, iso_time, news_fields, payload
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
@@ -46,9 +46,10 @@ def metrics(observer: Observer) -> answers.MetricsAnswer:
     """GET /metrics."""
 
     sample, history = observer.current(), observer.history
+    tiers = tier_counts(sample)
     messages, stored = rates.messages_rate(history, sample), rates.stored_rate(history, sample)
     try:
-        held = observer.latest().records_held()
+        held = observer.records_held()
     except ShmError:
         held = 0
     return answers.MetricsAnswer(
@@ -63,7 +64,11 @@ def metrics(observer: Observer) -> answers.MetricsAnswer:
         hops={name: stats(rates.window(history, sample, name)) for name in HOPS},
         throughput_stats=answers.ThroughputStats(messages_per_second=messages, data_points_per_second=stored),
         cache_size=held,
-        cache_hit_ratio=cache_hit_ratio(sample),
+        cache_hit_ratio=tiers["L1"].hit_ratio,
+        tiers={
+            level: answers.TierAnswer(hits=c.hits, misses=c.misses, down=c.down, hit_ratio=c.hit_ratio)
+            for level, c in tiers.items()
+        },
         containerized=rates.containerized(),
         hardware_platform=observer.config.engine.hardware_platform,
     )
@@ -135,29 +140,6 @@ def feed(view: FeedView) -> answers.FeedAnswer:
     )
 
 
-def history(
-    table: LatestTable,
-    instrument_id: int,
-    limit: int,
-    kind: RecordType | None,
-    *,
-    start: datetime | None,
-    end: datetime | None,
-) -> np.ndarray:
-    """The newest `limit` records in L1 with start <= ts_event < end, oldest first. ShmError if it can't be read."""
-    if start is None and end is None:
-        return table.history(instrument_id, limit, kind)
-    records = table.history(instrument_id, 2 * table.depth_records, kind)
-    chosen = np.ones(len(records), dtype=bool)
-    if start is not None:
-        chosen &= records["ts_event"] >= time_ns(start)
-    if end is not None:
-        chosen &= records["ts_event"] < time_ns(end)
-    return (
-        records.view(np.uint8).reshape(-1, RECORD_SIZE_BYTES)[np.flatnonzero(chosen)[-limit:]].reshape(-1).view(RECORD)
-    )
-
-
 def time_ns(moment: datetime) -> int:
     """ns since the epoch, exact; without a zone it is UTC. Times that int64 can't hold become its ends."""
     since = moment.replace(tzinfo=moment.tzinfo or UTC) - _EPOCH
@@ -190,3 +172,38 @@ def points(raw: bytes, symbol: str) -> list[answers.DataPoint]:
             )
         )
     return made
+
+
+_encode: Final = msgspec.json.Encoder().encode
+
+
+def snapshot_body(symbol: str, found: Snapshot, now_ns: int) -> bytes:
+    """POST /symbols/{symbol}/snapshot, as JSON."""
+    trade, quote, day = found.last_trade, found.quote, found.day
+    return _encode(
+        answers.SnapshotAnswer(
+            symbol=symbol,
+            timestamp=iso_time(now_ns),
+            snapshot=answers.SnapshotBody(
+                last_trade=answers.LastTradeAnswer(
+                    price=finite(trade.price), size=finite(trade.size), timestamp=iso_time(trade.ts_event)
+                )
+                if trade
+                else None,
+                quote=answers.QuoteAnswer(
+                    bid=finite(quote.bid),
+                    ask=finite(quote.ask),
+                    bid_size=finite(quote.bid_size),
+                    ask_size=finite(quote.ask_size),
+                )
+                if quote
+                else None,
+                daily_stats=answers.DailyStats(
+                    **{name: finite(getattr(day, name)) for name in ("open", "high", "low", "close", "volume", "vwap")}
+                )
+                if day
+                else None,
+            ),
+            as_of={str(ring): sequence for ring, sequence in found.as_of.items()},
+        )
+    )

@@ -13,6 +13,7 @@ The topic table is made by the fan-out workers; here it is only decided whether 
 
 from __future__ import annotations
 
+import mmap
 import os
 import time
 from pathlib import Path
@@ -77,6 +78,8 @@ class Segments:
         except ShmError as error:
             raise _translated(error) from error
         self._opened = True
+        for buffer in (self.ring.segment.buf, self.status.segment.buf, self.instruments.segment.buf):
+            forget_pages(buffer)
 
     def _take_engine(self, plan: Plan) -> RingWriter:
         """Become the writer of ring 0: whoever holds that lock is the engine of this name."""
@@ -220,6 +223,17 @@ class Segments:
             return
         for name in list_segments(self._engine):
             unlink_segment(name)
+
+
+def forget_pages(buffer: memoryview) -> None:
+    """Drop a shared mapping's pages from this process's tables; the data stays, a later look maps it again.
+
+    Segments are mapped whole and pre-faulted, which is right for those who stream through them. The control process
+    looks at a few entries now and then: its resident memory should not show gigabytes that it does not use.
+    """
+    mapping = buffer.obj
+    if isinstance(mapping, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
+        mapping.madvise(mmap.MADV_DONTNEED)
 
 
 def make_runtime_dir(path: Path, *, shared: bool) -> None:

@@ -80,7 +80,7 @@ class HttpServer:
         config: Any = uvicorn.Config(
             app,
             lifespan="off",
-            http="h11",
+            http="httptools",
             ws="none",
             log_config=None,
             access_log=False,

@@ -37,6 +37,7 @@ from workers.spec import EXIT_SHM as WORKER_EXIT_SHM
 TURN_S: Final = 0.2
 START_TURN_S: Final = 0.02
 PRODUCER_HOLD_S: Final = 5.0  # producers start after this long even if a consumer is still not ready
+NOT_CONSUMERS: Final = ("ingest", "historian")  # producers wait for all others at start
 START_FAILURES: Final = 3  # of one worker before it was ever ready: the start has failed
 INGEST_STOP_S: Final = 0.6
 DRAIN_S: Final = 0.4
@@ -130,7 +131,7 @@ class Supervisor:
                     on_ready(worker)
                 elif not worker.was_ready:
                     self._check_start(worker)
-            consumers_ready = all(w.was_ready for w in self.workers.values() if w.plan.role != "ingest")
+            consumers_ready = all(w.was_ready for w in self.workers.values() if w.plan.role not in NOT_CONSUMERS)
             if consumers_ready or time.monotonic() - started_s > PRODUCER_HOLD_S:
                 for worker in self.workers.values():
                     if worker.child is not None:

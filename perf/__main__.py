@@ -64,6 +64,7 @@ BENCHMARKS: dict[str, str] = {
     "ingest_json": "perf.api:ingest_json",
     "ingest_msgpack": "perf.api:ingest_msgpack",
     "data_l1": "perf.api:data_l1",
+    "data_journal": "perf.api:data_journal",
     "snapshot": "perf.api:snapshot",
     "memory_per_record": "perf.footprint:memory_per_record",
     "control_rss": "perf.footprint:control_rss",

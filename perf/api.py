@@ -2,12 +2,14 @@
 
     ingest_json, ingest_msgpack   points/s that POST /data/ingest stores, 10,000 a request
     data_l1                       GET /data/SYMBOL?limit=10 from L1, requests/s of one client that waits for each answer
+    data_journal                  GET /data/SYMBOL?limit=100 of a time long past, us from request to answer, median
     snapshot                      POST /symbols/SYMBOL/snapshot, us from request to answer, median
 
         this process --HTTP, one connection--> control process --> ring 0 --> cache, fan-out
 
 The engine is the real one, with the client on the same cores. Peers: of ingest, msgspec alone decoding the same body
-into the same structs in this process; of the others, Litestar under uvicorn that answers a constant of 100 bytes.
+into the same structs in this process; of data_journal, a page as long from L1; of the others, Litestar under uvicorn
+that answers a constant of 100 bytes.
 
 Verified: every point is counted as stored and ring 0 holds it; every answer is 200 and has data.
 """
@@ -20,6 +22,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from statistics import median
 from typing import Any, Literal
 
@@ -36,6 +39,7 @@ from workers.points import decode_body
 POINTS = 10_000
 SYMBOLS = 200
 REQUESTS = 2000
+PAST_S = 1_750_000_000  # a time in 2025, s since the Unix epoch
 
 _BARE = """
 import sys, uvicorn
@@ -71,6 +75,27 @@ def data_l1(plan: Plan) -> Row:
         ours, theirs = alternate(plan, measure, lambda: count / sum(_times(peer_port, "GET", "/", count)))
     note = f"10 records; p50 {median(times) * 1e3:.2f} ms; one client that waits for each answer"
     return compare("data_l1", "requests/s", ours, "bare Litestar", theirs, target=Target(3000, "higher"), note=note)
+
+
+def data_journal(plan: Plan) -> Row:
+    """GET /data by way of the historian, from the journal."""
+    count, batches = plan.amount(300), max(3, plan.amount(20))
+    with running("--simulate") as engine:
+        _post_history(engine, batches)
+        end = datetime.fromtimestamp(PAST_S + batches * POINTS // 2000, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        live = _symbol(engine)
+
+        def past() -> float:
+            return median(_times(engine.http_port, "GET", f"/data/S7?limit=100&end={end}", count)) * 1e6
+
+        def now() -> float:
+            return median(_times(engine.http_port, "GET", f"/data/{live}?limit=100", count)) * 1e6
+
+        ours, theirs = alternate(plan, past, now)
+        answer = msgspec.json.decode(engine.get(f"data/S7?limit=100&end={end}"))
+        require(answer["count"] == 100 and not answer["incomplete"], "the page is not whole")
+    note = f"100 records out of {batches * POINTS:,} of {SYMBOLS} symbols; runs {ours.spread('{:.0f}')} us"
+    return compare("data_journal", "us", ours, "100 from L1", theirs, target=Target(10_000, "lower"), note=note)
 
 
 def snapshot(plan: Plan) -> Row:
@@ -119,6 +144,19 @@ def _ingest(plan: Plan, form: Literal["json", "msgpack"], target: float) -> Row:
     return compare(
         f"ingest_{form}", "points/s", ours, "msgspec alone", theirs, target=Target(target, "higher"), note=note
     )
+
+
+def _post_history(engine: RunningEngine, batches: int) -> None:
+    """Trades and quotes of a day in 2025, a millisecond apart."""
+    connection = http.client.HTTPConnection("127.0.0.1", engine.http_port, timeout=30)
+    headers = {"Content-Type": "application/msgpack"}
+    for first in range(0, batches * POINTS, POINTS):
+        points = [
+            _point(number) | {"timestamp": PAST_S * 10**9 + number * 10**6} for number in range(first, first + POINTS)
+        ]
+        connection.request("POST", "/data/ingest", msgspec.msgpack.encode({"data": points}), headers)
+        require(msgspec.json.decode(connection.getresponse().read())["count"] == POINTS, "points were not stored")
+    connection.close()
 
 
 def _point(number: int) -> dict[str, Any]:

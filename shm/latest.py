@@ -18,7 +18,7 @@ import os
 import struct
 import time
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 
@@ -41,6 +41,8 @@ _DAY_NS = 86_400_000_000_000
 _HEAD = struct.Struct("<16Q 4dqQQIHH ddqqQ8sBBHIQ q6dQ")
 _BAR = struct.Struct("<q6dII")
 _INTERVAL_BYTES = 192
+_APPLIED = struct.Struct("<2Q")  # records ever applied to each lane, in the quote line
+_APPLIED_OFFSET = 168
 _MARK_TRADE, _MARK_QUOTE = 1, 2
 _FLAGS_MASK = 0xFFFF
 
@@ -125,6 +127,19 @@ class Snapshot:
     open_bars: tuple[OpenBar, ...]
     as_of: dict[int, int]
     version: int
+
+
+class Lanes(NamedTuple):
+    """The newest records of one instrument in the order in which they were applied, oldest first, copies.
+
+    `events` has everything but bars; `events_applied` and `bars_applied` are how many there ever were: equal to the
+    length of the array if that is all of them.
+    """
+
+    events: np.ndarray
+    bars: np.ndarray
+    events_applied: int
+    bars_applied: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -283,6 +298,20 @@ class LatestTable(_latest.Table):
         if limit < 0:
             raise BadArgument(f"limit is {limit}, must be at least 0")
         return self._lanes(instrument_id, limit, record_type)[1]
+
+    def lanes(self, instrument_id: int, limit: int) -> Lanes | None:
+        """Up to `limit` of the newest records of each lane, all of one moment; None for an instrument never seen."""
+        limit = min(limit, self.depth_records)
+        events, bars = _raw(limit), _raw(limit)
+        found = self.read_lanes(instrument_id, events, bars)
+        if found is None:
+            return None
+        _, state, event_count, bar_count = found
+        return Lanes(
+            events[:event_count].reshape(-1).view(RECORD),
+            bars[:bar_count].reshape(-1).view(RECORD),
+            *_APPLIED.unpack_from(state, _APPLIED_OFFSET),
+        )
 
     def join(self, instrument_id: int, limit: int = 1000) -> tuple[Snapshot | None, np.ndarray]:
         """Snapshot and history of the same moment: for who shows the past and goes on from `as_of`."""

@@ -152,6 +152,11 @@ class RingWriter(_ring.Writer):
     _segment: Segment
     _lock: ByteLock
 
+    @property
+    def segment(self) -> Segment:
+        """The ring's segment, mapped for writing."""
+        return self._segment
+
     @classmethod
     def create(cls, engine: str, ring_id: int, *, asymmetric: bool = True, **options: Any) -> RingWriter:
         """Make the ring (options as in `create_ring`) and become its writer."""

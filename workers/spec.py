@@ -21,6 +21,7 @@ MODULES: Final[dict[str, str]] = {
     "cache": "workers.cache",
     "recorder": "workers.recorder",
     "gateway": "workers.gateway",
+    "historian": "workers.historian",
 }
 
 # Exit codes of a worker process.
@@ -183,6 +184,53 @@ class GatewaySettings(WorkerSettings, frozen=True, kw_only=True):
     batch_slots: Annotated[int, Meta(ge=1, le=65536)] = 2048  # most records of a ring in one turn
 
 
+class HistorianSettings(WorkerSettings, frozen=True, kw_only=True):
+    """workers.historian: answers for what L1 no longer has, from the stores below it."""
+
+    role: str = "historian"
+    endpoint: Annotated[str, Meta(min_length=1)]  # ipc://..., where it listens
+    folder: Annotated[str, Meta(min_length=1)]  # of this engine alone; the recorder's
+    store_timeout_s: Annotated[float, Meta(gt=0)] = 5.0  # what one store may take for one question
+    max_waiting: Positive = 32  # questions; beyond it they are refused as busy
+    redis_url: str = ""  # L2 beside the journal; empty = there is none
+    postgres_dsn: str = ""  # L3 beside Parquet; empty = there is none
+
+
+class Question(Struct, frozen=True, kw_only=True):
+    """What the control process asks of the historian: the newest `limit` records, of its own and of `newer`, merged.
+
+    Times are `ts_event`, ns since the Unix epoch, [from_ns, to_ns); a key is (ts_event, ts_publish, sequence).
+    """
+
+    number: int = 0
+    symbol: str
+    kind: Annotated[int, Meta(ge=0, le=7)] = 0  # RecordType; 0 = all
+    from_ns: int | None = None
+    to_ns: int | None = None
+    before: tuple[int, int, int] | None = None  # only keys below it
+    limit: Positive
+    form: Literal["records", "arrow", "parquet"] = "records"
+    newer: bytes = b""  # what L1 has of them: records of 128 bytes
+    probe: bool = False  # say also whether any store has anything at all of the symbol
+    left_l1_ns: int = 0  # some that were published up to here are in L1 no more: the journal must have them; 0 = none
+    applied: dict[int, int] = {}  # ring -> sequence up to which L1 had read it
+    deadline_ns: int  # monotonic; not worth answering after it
+
+
+class Found(Struct, frozen=True, kw_only=True):
+    """What the historian answers; a second frame holds the records (or the file) themselves, ascending by key."""
+
+    number: int
+    refused: str = ""  # why there is no answer; the other fields mean nothing then
+    busy: bool = False  # refused because too many wait; later it may work
+    count: int = 0
+    oldest: tuple[int, int, int] | None = None  # key of the first record
+    asked: tuple[str, ...] = ()  # levels, "L2", "L3", that were asked while records were still missing
+    gave: tuple[str, ...] = ()  # levels, "L1" too, that gave a record which none before them had
+    missing: tuple[str, ...] = ()  # stores that could not be asked, and why
+    known: bool = True  # with `probe`: whether any store has anything of the symbol
+
+
 class Command(Struct, frozen=True, kw_only=True, tag_field="command"):
     """Base of what the control process asks of a worker; the reply carries the same `request_id`."""
 
@@ -256,6 +304,8 @@ _ordered_encoder = msgspec.json.Encoder(order="deterministic")
 _msgpack_encoder = msgspec.msgpack.Encoder()
 _command_decoder: msgspec.msgpack.Decoder[AnyCommand] = msgspec.msgpack.Decoder(AnyCommand)
 _reply_decoder: msgspec.msgpack.Decoder[AnyReply] = msgspec.msgpack.Decoder(AnyReply)
+_question_decoder: msgspec.msgpack.Decoder[Question] = msgspec.msgpack.Decoder(Question)
+_found_decoder: msgspec.msgpack.Decoder[Found] = msgspec.msgpack.Decoder(Found)
 
 
 def encode(settings: WorkerSettings) -> bytes:
@@ -291,3 +341,23 @@ def encode_reply(reply: Reply) -> bytes:
 def decode_reply(frame: bytes) -> AnyReply:
     """A reply from its frame. msgspec.ValidationError or DecodeError when it is none."""
     return _reply_decoder.decode(frame)
+
+
+def encode_question(question: Question) -> bytes:
+    """A question as msgpack: one frame to the historian."""
+    return _msgpack_encoder.encode(question)
+
+
+def decode_question(frame: bytes) -> Question:
+    """A question from its frame. msgspec.ValidationError or DecodeError when it is none."""
+    return _question_decoder.decode(frame)
+
+
+def encode_found(found: Found) -> bytes:
+    """The first frame of an answer."""
+    return _msgpack_encoder.encode(found)
+
+
+def decode_found(frame: bytes) -> Found:
+    """An answer from its first frame. msgspec.ValidationError or DecodeError when it is none."""
+    return _found_decoder.decode(frame)

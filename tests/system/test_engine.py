@@ -43,7 +43,7 @@ def alive(pid: int) -> bool:
 
 def test_start_prints_a_line_per_process_and_the_urls_and_publishes(engine: EngineProcess) -> None:
     lines = engine.output.splitlines()
-    for label in ("ingest-0", "fanout-0", "cache", "recorder", "gateway", "control"):
+    for label in ("ingest-0", "fanout-0", "cache", "recorder", "gateway", "historian", "control"):
         assert any(line.split()[:2] == [label, "pid"] for line in lines), engine.output
     ready = next(line for line in lines if line.startswith("ready"))
     assert engine.url("") in ready
@@ -51,7 +51,7 @@ def test_start_prints_a_line_per_process_and_the_urls_and_publishes(engine: Engi
     wait_for("records in the ring", lambda: published(engine) > 0)
 
 
-@pytest.mark.parametrize("label", ["ingest-0", "fanout-0", "cache", "recorder", "gateway"])
+@pytest.mark.parametrize("label", ["ingest-0", "fanout-0", "cache", "recorder", "gateway", "historian"])
 def test_killed_worker_comes_back_and_the_others_keep_their_pid(engine: EngineProcess, label: str) -> None:
     before = engine.pids()
     os.kill(before[label], signal.SIGKILL)
@@ -118,7 +118,7 @@ def test_health_names_the_worker_that_was_restarted(engine: EngineProcess) -> No
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_stops_it_with_status_0_and_nothing_is_left(engine: EngineProcess, number: signal.Signals) -> None:
     workers = engine.workers()
-    assert len(workers) == 5
+    assert len(workers) == 6
     assert engine.stop(number) == 0
     assert not [worker for worker in workers if alive(worker.pid)]
     assert list_segments(engine.name) == []
@@ -235,7 +235,7 @@ def test_the_idle_engine_says_that_nothing_will_come(engine_name: str, tmp_path:
         assert answer["status"] == "degraded"
         assert "no feed is configured" in " ".join(check["why"] for check in answer["checks"])
         # ingest-0 takes feeds that are added over HTTP
-        assert set(engine.pids()) == {"control", "cache", "recorder", "fanout-0", "gateway", "ingest-0"}
+        assert set(engine.pids()) == {"control", "cache", "recorder", "fanout-0", "gateway", "historian", "ingest-0"}
         assert engine.stop() == 0
 
 

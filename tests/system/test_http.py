@@ -102,6 +102,7 @@ def test_metrics_json_has_the_promised_names(engine: EngineProcess) -> None:
     assert set(answer["throughput_stats"]) == {"messages_per_second", "data_points_per_second"}
     assert answer["engine_type"] == "market_data"
     assert set(answer) >= {"total_messages", "total_data_points", "cache_size", "cache_hit_ratio", "containerized"}
+    assert answer["cache_hit_ratio"] == answer["tiers"]["L1"]["hit_ratio"]
     stats = answer["latency_stats"]
     assert stats["min"] <= stats["p50"] <= stats["p95"] <= stats["p99"] <= stats["max"]
 
@@ -137,6 +138,7 @@ def test_exposition_has_the_promised_names_and_agrees_with_the_rings(engine: Eng
         "cache",
         "fanout-0",
         "gateway",
+        "historian",
         "ingest-0",
         "recorder",
     }
@@ -175,7 +177,7 @@ def test_alert_rules_and_dashboard_use_names_that_exist(engine: EngineProcess) -
 
 def test_processes_tell_core_state_heartbeat_and_lag(engine: EngineProcess) -> None:
     answer = engine.json("/processes")
-    assert answer["count"] == 6
+    assert answer["count"] == 7
     for process in answer["processes"]:
         assert process["state"] == "ready"
         assert process["pid"] > 0
@@ -263,6 +265,9 @@ def test_unknown_things_are_problems_that_say_what(engine: EngineProcess, symbol
     assert "data_type" in refused["detail"]
     assert "limit" in problem(engine.get(f"/data/{symbol}?limit=0"), 422)["detail"]
     assert "limit" in problem(engine.get(f"/data/{symbol}?limit=many"), 422)["detail"]
+    for cursor in ("", "x", "!" * 32, "x" * 31, "x" * 33):
+        assert "cursor" in problem(engine.get(f"/data/{symbol}?cursor={cursor}"), 422)["detail"]
+    assert "format" in problem(engine.get(f"/data/{symbol}?format=xml"), 422)["detail"]
     answer = engine.get("/health", method="DELETE")
     problem(answer, 405)
     assert "GET" in answer[1]["allow"]

@@ -16,21 +16,28 @@ from workers.spec import (
     Drain,
     FanoutSettings,
     FeedSpec,
+    Found,
     Hello,
+    HistorianSettings,
     IngestSettings,
     PauseFeed,
     Ping,
     Placement,
+    Question,
     RecorderSettings,
     Refused,
     ResumeFeed,
     WorkerSettings,
     decode,
     decode_command,
+    decode_found,
+    decode_question,
     decode_reply,
     encode,
     encode_command,
     encode_feed,
+    encode_found,
+    encode_question,
     encode_reply,
 )
 
@@ -44,6 +51,7 @@ SETTINGS: list[WorkerSettings] = [
     FanoutSettings(engine="main", label="fanout-0", rings=(0, 1, 2), shards=2, shard=1, ipc_dir="/run/x"),
     CacheSettings(engine="main", label="cache", rings=(2, 3), bar_intervals_s=(1, 60, 300)),
     RecorderSettings(engine="main", label="recorder", rings=(0, 1, 2), folder="/var/lib/x/main", fsync="always"),
+    HistorianSettings(engine="main", label="historian", endpoint="ipc:///run/x/historian", folder="/var/lib/x/main"),
 ]
 
 
@@ -83,6 +91,14 @@ def test_commands_arrive_as_they_were_sent(command: Ping | Drain | PauseFeed | R
 @pytest.mark.parametrize("reply", [Hello(label="cache", pid=5), Done(request_id=1), Refused(request_id=2, error="no")])
 def test_replies_arrive_as_they_were_sent(reply: Hello | Done | Refused) -> None:
     assert decode_reply(encode_reply(reply)) == reply
+
+
+def test_questions_and_answers_arrive_as_they_were_sent() -> None:
+    key = (-5, 7, (1 << 64) - 1)
+    question = Question(symbol="AAPL", before=key, limit=5, newer=bytes(256), applied={2: 1 << 40}, deadline_ns=9)
+    assert decode_question(encode_question(question)) == question
+    found = Found(number=3, count=2, oldest=key, asked=("L2",), gave=("L1", "L2"), missing=("L3 parquet: damaged",))
+    assert decode_found(encode_found(found)) == found
 
 
 def test_a_frame_that_is_no_command_is_refused() -> None:

@@ -15,7 +15,16 @@ from engine.plan import make_plan, runtime_dir
 from engine.process import LINES_PER_SECOND, MAX_LINE_BYTES, LineBuffer, worker_environment
 from engine.settings import FeedSection
 from engine.supervisor import end_in_words
-from workers.spec import MODULES, FanoutSettings, GatewaySettings, IngestSettings, RecorderSettings, decode, encode
+from workers.spec import (
+    MODULES,
+    FanoutSettings,
+    GatewaySettings,
+    HistorianSettings,
+    IngestSettings,
+    RecorderSettings,
+    decode,
+    encode,
+)
 
 LIMITS = Limits(heartbeat_timeout_s=1.0, startup_grace_s=15.0, backoff_cap_s=5.0, stable_after_s=10.0, failed_after=5)
 TURN_S = 0.2
@@ -151,6 +160,7 @@ def test_the_plan_gives_each_worker_its_ring_and_consumers_all_rings(tmp_path: P
         "fanout-0",
         "fanout-1",
         "gateway",
+        "historian",
         "ingest-0",
         "ingest-1",
         "ingest-2",
@@ -204,7 +214,10 @@ def test_the_recorder_reads_every_ring_into_a_folder_of_the_engines_own(tmp_path
     assert (settings.folder, settings.retention_hours, settings.max_journal_bytes) == (f"{tmp_path}/x", 3.0, 1 << 20)
     assert (settings.placement.policy, settings.reliable) == ("none", False)
     without = make_plan(load(None, {}, {"storage.enabled": False}), tmp_path)
-    assert "recorder" not in [worker.label for worker in without.workers]
+    assert not {"recorder", "historian"} & {worker.label for worker in without.workers}
+    assert without.archive_endpoint == ""
+    (historian,) = [worker.settings for worker in plan.workers if isinstance(worker.settings, HistorianSettings)]
+    assert (historian.folder, historian.endpoint) == (settings.folder, plan.archive_endpoint)
     at_once = make_plan(load(None, {}, {"replay.files": ["a.dbn"], "replay.speed": "max"}), tmp_path)
     assert all(worker.settings.reliable for worker in at_once.workers if isinstance(worker.settings, RecorderSettings))
 
