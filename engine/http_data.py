@@ -2,7 +2,7 @@
 
 The route of engine/http.py for all of it; engine/front.py answers the plainest questions before the application sees
 them, with the same words (`json_body`, `data_headers`). It decides on limits and statuses only: what is in an answer is
-engine/tiers.py's.
+engine/tiers.py's. Limits count records: a long news item is several, one point if its records are on one page.
 """
 
 from __future__ import annotations

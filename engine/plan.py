@@ -283,7 +283,7 @@ def _historian(config: Config, shared: dict[str, Any], endpoint: str) -> WorkerP
         **shared,
         endpoint=endpoint,
         folder=str(data_folder(config)),
-        store_timeout_s=config.http.archive_timeout_s,
+        store_timeout_s=config.http.archive_timeout_s / 2,  # one that is slow leaves the others their time
         redis_url="",  # the one place where these two are filled in: the stores beside journal and Parquet
         postgres_dsn="",
     )

@@ -78,7 +78,7 @@ class HttpSection(Struct, frozen=True, kw_only=True):
         int, Meta(ge=1, le=100_000, description="greatest `limit` of GET /data, in records")
     ] = 10_000
     max_bulk_records: Annotated[
-        int, Meta(ge=1, le=5_000_000, description="the same with format=arrow or parquet; each takes some 500 bytes")
+        int, Meta(ge=1, le=5_000_000, description="the same with format=arrow or parquet; takes 1 to 2 kB each")
     ] = 200_000
     archive_timeout_s: Annotated[
         float, Meta(ge=0.1, le=600, description="what GET /data lets the tiers below L1 take; then it goes without")

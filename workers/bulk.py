@@ -34,7 +34,15 @@ def to_file(records: np.ndarray, symbol: str, kind: RecordType | None, form: Lit
         import pyarrow as pa
     except ImportError:
         raise NoLibrary("needs pyarrow in the engine's environment: pip install 'tickengine[storage]'") from None
-    table = _of_type(records, symbol, kind) if kind is not None else _of_all(records, symbol)
+    try:
+        return _written(_of_type(records, symbol, kind) if kind is not None else _of_all(records, symbol), form)
+    finally:
+        pa.default_memory_pool().release_unused()  # the next one may be a long time off
+
+
+def _written(table: pa.Table, form: Literal["arrow", "parquet"]) -> bytes:
+    import pyarrow as pa
+
     sink = pa.BufferOutputStream()
     if form == "arrow":
         with pa.ipc.new_stream(sink, table.schema) as writer:
