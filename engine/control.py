@@ -23,12 +23,15 @@ from engine.console import Console
 from engine.errors import EXIT_CLEAN, EXIT_INTERRUPTED, ConfigError
 from engine.feeds import hosted
 from engine.notify import Notifier
-from engine.plan import CONTROL_LABEL, Plan, data_folder, make_plan, missing_files, runtime_dir
+from engine.plan import CONTROL_LABEL, Plan, data_folder, ledger_path, make_plan, missing_files, runtime_dir
 from engine.segments import Segments, make_runtime_dir
 from engine.server import HttpServer, bind, check_free
 from engine.settings import Config
 from engine.store import Store
+from engine.subscriptions import Subscriptions
+from engine.subscriptions import specs as webhook_specs
 from engine.supervisor import Supervisor, Worker
+from engine.webhook_secret import WebhookSecret
 from shm.errors import ShmError
 from shm.status import ProcessState
 
@@ -59,7 +62,10 @@ class Control:
         self._store = Store(data_folder(config))
         self._stored = self._store.feeds()
         secrets = tuple(token.secret.decode() for token in self._tokens)
-        self._plan: Plan = make_plan(config, folder, hosted(self._stored), tokens=secrets)
+        self._webhook_secret = WebhookSecret(config, env, data_folder(config))
+        self._subscribed = self._store.subscriptions()
+        told = webhook_specs(self._subscribed, self._webhook_secret)
+        self._plan: Plan = make_plan(config, folder, hosted(self._stored), tokens=secrets, subscriptions=told)
         missing = missing_files(self._plan)
         if missing:
             raise ConfigError(
@@ -149,7 +155,17 @@ class Control:
         book = Feeds(self._plan, self._stored, self._store, supervisor, intake.composer.feeds)
         if self._commands is not None:
             book.connect(self._commands)
-        observer = Observer(self._config, self._plan, segments, supervisor, book)
+        subscriptions = Subscriptions(
+            self._subscribed,
+            self._store,
+            self._webhook_secret,
+            ledger_path(self._config),
+            max_subscriptions=self._config.webhooks.max_subscriptions,
+            workers=supervisor if self._config.webhooks.enabled else None,
+        )
+        if self._commands is not None:
+            subscriptions.connect(self._commands)
+        observer = Observer(self._config, self._plan, segments, supervisor, book, subscriptions=subscriptions)
         self._audit = AuditLog(data_folder(self._config), on_lost=supervisor.own.counter("audit_lost").add)
         return observer, Audited(Front(make_app(observer, intake), observer, gate), self._audit, gate.caller)
 

@@ -7,10 +7,14 @@
     |-- WorkerNeverStarted     exit 5   a worker did not become ready at start
     |-- AlreadyRunning         exit 6   a live engine has this name
     |-- StoreError             exit 1   the machine's: what must outlive the engine can't be written
-    `-- FeedError              a change of feeds that was asked for over HTTP and not made; never ends the process
-        |-- FeedRefused        the asker's: it can't work; says what to do
-        |-- FeedConflict       the asker's: not as things are
-        `-- Unavailable        the machine's: not now
+    |-- FeedError              a change of feeds that was asked for over HTTP and not made; never ends the process
+    |   |-- FeedRefused        the asker's: it can't work; says what to do
+    |   |-- FeedConflict       the asker's: not as things are
+    |   `-- Unavailable        the machine's: not now
+    `-- SubscriptionError      the same for subscriptions
+        |-- SubscriptionRefused
+        |-- SubscriptionConflict
+        `-- SubscriptionUnavailable
 
 Exit 0 is a clean stop (SIGTERM, SIGINT, or a replay that ended under `exit_when_done`), and 130 a second Ctrl-C that
 cut the stop short.
@@ -83,4 +87,20 @@ class FeedConflict(FeedError):
 
 
 class Unavailable(FeedError):
+    """It may work in a moment."""
+
+
+class SubscriptionError(EngineError):
+    """Subscriptions are as they were before."""
+
+
+class SubscriptionRefused(SubscriptionError, ValueError):
+    """Asked for again it will not work either; the message begins with the field."""
+
+
+class SubscriptionConflict(SubscriptionError):
+    """It could work if something else were changed first."""
+
+
+class SubscriptionUnavailable(SubscriptionError):
     """It may work in a moment."""

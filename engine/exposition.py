@@ -60,12 +60,23 @@ class FeedLabel:
 class SampleCollector(Collector):
     """Turns one sample into metric families. `feeds` by feed id."""
 
-    def __init__(self, sample: Sample, feeds: dict[int, FeedLabel], restarts: dict[str, int], rate: float) -> None:
-        """`restarts` per worker label, from the supervisor; `rate` = records published per second."""
+    def __init__(
+        self,
+        sample: Sample,
+        feeds: dict[int, FeedLabel],
+        restarts: dict[str, int],
+        rate: float,
+        subscriptions: int = 0,
+    ) -> None:
+        """`restarts` per worker label, from the supervisor; `rate` = records published per second.
+
+        `subscriptions`: active ones of those made over HTTP.
+        """
         self._sample = sample
         self._feeds = feeds
         self._restarts = restarts
         self._rate = rate
+        self._subscriptions = subscriptions
 
     def collect(self) -> Iterator[Any]:
         """Every family, in the order of the module's list."""
@@ -108,8 +119,8 @@ class SampleCollector(Collector):
         yield _gauge("marketdata_active_feeds", "Feeds that deliver", sum(feed.active for feed in self._feeds.values()))
         yield _gauge(
             "marketdata_subscription_count",
-            "Topics subscribed to at the fan-out",
-            sample.total("subscriptions", "fanout"),
+            "Topics subscribed to at the fan-out, and active subscriptions made over HTTP",
+            sample.total("subscriptions", "fanout") + self._subscriptions,
         )
         yield _gauge("marketdata_ingestion_rate_per_second", "Records published a second, lately", self._rate)
         yield _gauge("marketdata_symbols_tracked", "Symbols in the instrument table", sample.symbols)

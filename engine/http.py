@@ -27,6 +27,7 @@ from engine.http_data import JSON, Symbol, data
 from engine.http_feeds import FEED_ROUTES
 from engine.http_ingest import ingest
 from engine.http_schema import complete_schema
+from engine.http_subscriptions import SUBSCRIPTION_ROUTES
 from engine.intake import Intake
 from engine.observer import Observer
 from engine.problems import Refusal, on_bug, on_http_error
@@ -65,7 +66,7 @@ async def health(observer: Observer) -> Response[answers.HealthAnswer]:
         engine=observer.config.engine.name,
         messages_processed=sample.published,
         data_points_stored=sample.stored,
-        subscriptions_served=sample.total("subscriptions", "fanout"),
+        subscriptions_served=sample.total("subscriptions", "fanout") + observer.subscriptions.active,
         active_feeds=verdict.active_feeds,
         symbols_tracked=sample.symbols,
         uptime_seconds=round(time.monotonic() - observer.started_s, 3),
@@ -210,7 +211,7 @@ def make_app(observer: Observer, intake: Intake) -> Litestar:
         snapshot,
     ]
     app = Litestar(
-        [*reading, *FEED_ROUTES, ingest],
+        [*reading, *FEED_ROUTES, *SUBSCRIPTION_ROUTES, ingest],
         dependencies={
             "observer": Provide(lambda: observer, sync_to_thread=False),
             "intake": Provide(lambda: intake, sync_to_thread=False),

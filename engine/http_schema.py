@@ -15,6 +15,7 @@ from litestar.openapi.spec import Parameter as OpenAPIParameter
 from engine.access import changes_state
 from engine.http_data import MEDIA_TYPES
 from engine.http_ingest import JSON, LINES, MSGPACK
+from engine.http_subscriptions import MAX_BATCH
 from engine.problems import MEDIA_TYPE
 from engine.settings import HttpSection
 from workers.points import Point
@@ -22,6 +23,7 @@ from workers.points import Point
 _ALWAYS: Final = {401: "a bearer token is needed", 429: "too many requests", 500: "a fault of the engine"}
 _WITH_PARAMETERS: Final = {404: "not known", 422: "an unusable value", 503: "can not be had now"}
 _WRITING: Final = {400: "not what its content-type says", 403: "not with this token", 413: "too large"}
+_CONFLICTING: Final = ("/feeds", "/subscriptions")
 _CONFLICT: Final = {409: "not as things are"}
 _WITH_BODY: Final = {415: "content-type not taken", 422: "an unusable value", 503: "can not be done now"}
 
@@ -41,23 +43,28 @@ def complete_schema(app: Litestar, limits: HttpSection) -> None:
                     parameter.schema.maximum = limits.max_data_records  # type: ignore[union-attr]  # it is no reference
             if path == "/data/{symbol}":
                 _add_files(operation)
+            if path == "/subscriptions/batch" and isinstance(operation.request_body, RequestBody):
+                batch = operation.request_body.content[JSON].schema
+                assert isinstance(batch, Schema)
+                batch.min_items, batch.max_items = 1, MAX_BATCH
             if path == "/data/ingest":
                 operation.request_body = _ingest_body(limits)
-            _add_problems(operation, writing=changes_state(method.upper(), path), feeds=path.startswith("/feeds"))
+            conflicts = path.startswith(_CONFLICTING)
+            _add_problems(operation, writing=changes_state(method.upper(), path), conflicts=conflicts)
             success = operation.responses.get("200")
             if path.startswith("/metrics") and isinstance(success, OpenAPIResponse) and success.content is not None:
                 success.content["text/plain"] = text
                 success.content["application/openmetrics-text"] = text
 
 
-def _add_problems(operation: Operation, *, writing: bool, feeds: bool) -> None:
+def _add_problems(operation: Operation, *, writing: bool, conflicts: bool) -> None:
     assert operation.responses is not None
     problems = dict(_ALWAYS)
     if operation.parameters:
         problems |= _WITH_PARAMETERS
     if writing:
         problems |= _WRITING
-        if feeds:
+        if conflicts:
             problems |= _CONFLICT
     if operation.request_body is not None:
         problems |= _WITH_BODY

@@ -21,6 +21,7 @@ from engine.plan import CACHE_LABEL, HISTORIAN_LABEL, Plan
 from engine.sample import WINDOW_S, History, Sample, take_sample
 from engine.segments import Segments, forget_pages
 from engine.settings import Config
+from engine.subscriptions import Subscriptions
 from engine.supervisor import Supervisor
 from engine.tiers import Tiers
 from shm.errors import ShmError
@@ -54,13 +55,23 @@ class FeedView:
 class Observer:
     """Eyes of the control process."""
 
-    def __init__(self, config: Config, plan: Plan, segments: Segments, supervisor: Supervisor, book: Feeds) -> None:
+    def __init__(
+        self,
+        config: Config,
+        plan: Plan,
+        segments: Segments,
+        supervisor: Supervisor,
+        book: Feeds,
+        *,
+        subscriptions: Subscriptions,
+    ) -> None:
         """Nothing is read yet."""
         self.config = config
         self.plan = plan
         self.segments = segments
         self.supervisor = supervisor
         self.book = book
+        self.subscriptions = subscriptions
         self.history = History()
         self.stopping = False
         self.started_s = time.monotonic()
@@ -156,7 +167,7 @@ class Observer:
             for view in self.feeds()
         }
         rate = rates.messages_rate(self.history, sample)
-        return SampleCollector(sample, feeds, self._restart_counts(), rate)
+        return SampleCollector(sample, feeds, self._restart_counts(), rate, self.subscriptions.active)
 
     def feeds_changed(self, fresh: int = 0) -> None:
         """A feed was changed just now: look again. `fresh` is the number of a new one, whose cadence is not known."""

@@ -33,6 +33,8 @@ from workers.spec import (
     Placement,
     QualitySettings,
     RecorderSettings,
+    SubscriptionSpec,
+    WebhookSettings,
     WorkerSettings,
 )
 
@@ -44,6 +46,7 @@ GATEWAY_LABEL: Final = "gateway"
 RECORDER_LABEL: Final = "recorder"
 CACHE_LABEL: Final = "cache"
 HISTORIAN_LABEL: Final = "historian"
+WEBHOOKS_LABEL: Final = "webhooks"
 
 _HOLD_BACK_S: Final = 3.0
 _LOW_LATENCY_WAIT_US: Final = 20.0
@@ -104,10 +107,17 @@ def runtime_dir(env: Mapping[str, str], engine: str) -> Path:
     return Path(env.get("TMPDIR", "/tmp")) / f"tickengine-{os.getuid()}" / engine
 
 
-def make_plan(config: Config, ipc_dir: Path, added: tuple[FeedSpec, ...] = (), *, tokens: tuple[str, ...] = ()) -> Plan:
-    """The plan that a configuration asks for, with the feeds that were added over HTTP and shall go on.
+def make_plan(
+    config: Config,
+    ipc_dir: Path,
+    added: tuple[FeedSpec, ...] = (),
+    *,
+    tokens: tuple[str, ...] = (),
+    subscriptions: tuple[SubscriptionSpec, ...] = (),
+) -> Plan:
+    """The plan that a configuration asks for, with feeds and subscriptions made over HTTP that shall go on.
 
-    `tokens` are the bearer tokens, for workers that clients reach.
+    `tokens` are the bearer tokens, for workers that clients reach; `subscriptions` those that have a callback URL.
 
     Raises:
         ConfigError: settings that exclude each other.
@@ -211,6 +221,8 @@ def make_plan(config: Config, ipc_dir: Path, added: tuple[FeedSpec, ...] = (), *
     archive_endpoint = f"ipc://{ipc_dir / HISTORIAN_LABEL}" if config.storage.enabled else ""
     if archive_endpoint:
         workers.append(_historian(config, shared(HISTORIAN_LABEL), archive_endpoint))
+    if config.webhooks.enabled:
+        workers.append(_webhooks(config, shared(WEBHOOKS_LABEL), rings, subscriptions))
     wait_us = (
         min(config.ingest.min_wait_us, _LOW_LATENCY_WAIT_US) if config.engine.low_latency else config.ingest.min_wait_us
     )
@@ -290,6 +302,34 @@ def _historian(config: Config, shared: dict[str, Any], endpoint: str) -> WorkerP
     return WorkerPlan(settings, "answers GET /data from what is recorded")
 
 
+def _webhooks(
+    config: Config, shared: dict[str, Any], rings: tuple[RingPlan, ...], subscriptions: tuple[SubscriptionSpec, ...]
+) -> WorkerPlan:
+    section = config.webhooks
+    settings = WebhookSettings(
+        **shared,
+        rings=tuple(ring.ring_id for ring in rings),
+        ledger=str(ledger_path(config)),
+        subscriptions=subscriptions,
+        allow_private=section.allow_private,
+        allow_networks=section.allow_networks,
+        timeout_s=section.timeout_s,
+        queue_messages=section.queue_messages,
+        queue_bytes=max(1, parse_bytes(section.queue_size)),
+        total_bytes=max(1, parse_bytes(section.total_size)),
+        batch_messages=section.batch_messages,
+        park_after=section.park_after,
+        parked_s=section.parked_s,
+        max_deliveries=section.max_subscriptions,
+    )
+    return WorkerPlan(settings, f"rings {_listed(ring.ring_id for ring in rings)} to webhooks")
+
+
+def ledger_path(config: Config) -> Path:
+    """The file in which the webhooks worker keeps positions and counts (shm/ledger.py)."""
+    return data_folder(config) / "webhooks.ledger"
+
+
 def http_url(host: str, port: int) -> str:
     """What to type into a browser on this host."""
     shown = {"0.0.0.0": "127.0.0.1", "::": "[::1]", "::1": "[::1]"}.get(host, host)
@@ -333,7 +373,8 @@ def _deal(feeds: tuple[FeedSpec, ...], hands: int) -> list[tuple[FeedSpec, ...]]
 
 def _placements(config: Config, labels: list[str]) -> dict[str, Placement]:
     section = config.placement
-    known = [*labels, GATEWAY_LABEL, HISTORIAN_LABEL]  # the last two want no core unless given one: clients can wait
+    # The last three want no core unless given one: their clients can wait.
+    known = [*labels, GATEWAY_LABEL, HISTORIAN_LABEL, WEBHOOKS_LABEL]
     unknown = sorted(set(section.cores) - set(known))
     if unknown:
         raise ConfigError(f"[placement] cores: no worker is labelled {unknown[0]!r}; there are {', '.join(known)}")

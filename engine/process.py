@@ -22,7 +22,14 @@ MAX_LINE_BYTES: Final = 8192
 LINES_PER_SECOND: Final = 200
 
 # Not for children: secrets, and the line to systemd, which only the control process may use.
-_WITHHELD: Final = ("TICKENGINE_HTTP_TOKEN", "CREDENTIALS_DIRECTORY", "NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID")
+_WITHHELD: Final = (
+    "TICKENGINE_HTTP_TOKEN",
+    "TICKENGINE_WEBHOOK_SECRET",
+    "CREDENTIALS_DIRECTORY",
+    "NOTIFY_SOCKET",
+    "WATCHDOG_USEC",
+    "WATCHDOG_PID",
+)
 
 
 class Child(asyncio.SubprocessProtocol):

@@ -57,7 +57,7 @@ def metrics(observer: Observer) -> answers.MetricsAnswer:
         data_points_per_second=stored,
         total_messages=sample.published,
         total_data_points=sample.total("records_applied"),
-        active_subscriptions=sample.total("subscriptions", "fanout"),
+        active_subscriptions=sample.total("subscriptions", "fanout") + observer.subscriptions.active,
         active_feeds=observer.health().active_feeds,
         symbols_tracked=sample.symbols,
         latency_stats=stats(rates.end_to_end(history, sample)),

@@ -130,6 +130,44 @@ class GatewaySection(Struct, frozen=True, kw_only=True):
     ] = 10.0
 
 
+class WebhooksSection(Struct, frozen=True, kw_only=True):
+    """Subscriptions made at POST /subscriptions, and their deliveries to callback URLs."""
+
+    enabled: Annotated[bool, Meta(description="run the webhooks process; without it no callback_url is taken")] = True
+    max_subscriptions: Annotated[
+        int, Meta(ge=1, le=1000, description="subscriptions at a time, those without a callback_url included")
+    ] = 256
+    allow_private: Annotated[
+        bool, Meta(description="deliver to private, loopback and link-local addresses too: trust who may subscribe")
+    ] = False
+    allow_networks: Annotated[
+        tuple[str, ...],
+        Meta(max_length=64, description='deliver to these networks though they are not public: "10.1.0.0/16", "::1"'),
+    ] = ()
+    secret_file: Annotated[
+        str,
+        Meta(
+            description="file with the secret that signs deliveries of subscriptions without their own; or "
+            "TICKENGINE_WEBHOOK_SECRET, or a systemd credential webhook_secret; else one is made in the data folder"
+        ),
+    ] = ""
+    timeout_s: Annotated[float, Meta(ge=0.1, le=300, description="a delivery not answered by then has failed")] = 10.0
+    queue_messages: Annotated[
+        int, Meta(ge=1, le=1 << 20, description="wait for a slow receiver; beyond it the oldest go, and it is told")
+    ] = 10_000
+    queue_size: Annotated[ByteSize, Meta(description="the same bound in bytes")] = "8MiB"
+    total_size: Annotated[
+        ByteSize, Meta(description="of all queues together; beyond it those of low priority are shortened first")
+    ] = "64MiB"
+    batch_messages: Annotated[int, Meta(ge=1, le=10_000, description="most messages of one delivery")] = 500
+    park_after: Annotated[
+        int, Meta(ge=1, le=1000, description="failures in a row after which a subscription is parked")
+    ] = 10
+    parked_s: Annotated[
+        float, Meta(ge=0.1, le=86400, description="a parked subscription is tried again after so long")
+    ] = 300.0
+
+
 class RingsSection(Struct, frozen=True, kw_only=True):
     """Rings and the access to all segments."""
 
@@ -352,6 +390,7 @@ class Config(Struct, frozen=True, kw_only=True):
     http: HttpSection = HttpSection()
     zmq: ZmqSection = ZmqSection()
     gateway: GatewaySection = GatewaySection()
+    webhooks: WebhooksSection = WebhooksSection()
     rings: RingsSection = RingsSection()
     workers: WorkersSection = WorkersSection()
     ingest: IngestSection = IngestSection()

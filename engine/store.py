@@ -1,16 +1,20 @@
-"""What must survive a restart of the engine: feeds added over HTTP, in SQLite under the data folder.
+"""What must survive a restart of the engine: feeds and subscriptions made over HTTP, in SQLite under the data folder.
 
-Made by the control process, called by engine/feeds.py from a thread (each call commits and so waits for the disk). The
-file is made by the first write: an engine that is only read from needs no writable data folder. It never decides
-anything about feeds.
+Made by the control process, called by engine/feeds.py and engine/subscriptions.py from a thread (each call commits and
+so waits for the disk). The file is made by the first write: an engine that is only read from needs no writable data
+folder. It holds secrets of subscriptions, so only its user can read it. It never decides anything about what it keeps.
+
+A file of an earlier version is brought up to date when it is opened: _STEPS[n] leads from version n to n + 1.
 """
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import threading
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal, TypeVar
 
 import msgspec
 from msgspec import Struct
@@ -18,9 +22,15 @@ from msgspec import Struct
 from engine.errors import ConfigError, StoreError
 
 FILE: Final = "state.sqlite"
-_VERSION: Final = 1
 _BUSY_S: Final = 2.0
-_SCHEMA: Final = "CREATE TABLE feeds (feed_id TEXT PRIMARY KEY, body BLOB NOT NULL) STRICT"
+_STEPS: Final = (
+    "CREATE TABLE feeds (feed_id TEXT PRIMARY KEY, body BLOB NOT NULL) STRICT",
+    "CREATE TABLE subscriptions (subscription_id TEXT PRIMARY KEY, body BLOB NOT NULL) STRICT",
+)
+_VERSION: Final = len(_STEPS)
+
+
+RowT = TypeVar("RowT", bound=Struct)
 
 
 class StoredFeed(Struct, frozen=True, kw_only=True):
@@ -35,6 +45,20 @@ class StoredFeed(Struct, frozen=True, kw_only=True):
     rank: int = 0
     options: dict[str, Any] = {}
     paused: bool = False
+
+
+class StoredSubscription(Struct, frozen=True, kw_only=True):
+    """A subscription as it was asked for. `key` is unique for ever; `created_ns` ns since the epoch."""
+
+    subscription_id: str
+    key: int
+    symbols: tuple[str, ...]
+    data_types: tuple[str, ...] = ()
+    callback_url: str = ""
+    secret: str = ""
+    priority: Literal["high", "normal", "low"] = "normal"
+    is_active: bool = True
+    created_ns: int
 
 
 class Store:
@@ -52,27 +76,33 @@ class Store:
         Raises:
             ConfigError: the file is not ours, or damaged.
         """
-        with self._lock:
-            if not self._path.exists():
-                return []
-            try:
-                rows = self._open().execute("SELECT body FROM feeds ORDER BY rowid").fetchall()
-                return [msgspec.json.decode(body, type=StoredFeed) for (body,) in rows]
-            except (sqlite3.Error, msgspec.DecodeError) as error:
-                raise ConfigError(
-                    f"{self._path} can't be read: {error}; move it away to start without its feeds"
-                ) from error
+        return self._read("feeds", StoredFeed)
 
     def put_feed(self, feed: StoredFeed) -> None:
         """Keep a feed, in place of an earlier one of that id. StoreError if it can't be kept."""
         self._write(
             "INSERT INTO feeds VALUES (?, ?) ON CONFLICT (feed_id) DO UPDATE SET body = excluded.body",
-            (feed.feed_id, msgspec.json.encode(feed)),
+            [(feed.feed_id, msgspec.json.encode(feed))],
         )
 
     def delete_feed(self, feed_id: str) -> None:
         """Forget a feed. StoreError if that can't be written."""
-        self._write("DELETE FROM feeds WHERE feed_id = ?", (feed_id,))
+        self._write("DELETE FROM feeds WHERE feed_id = ?", [(feed_id,)])
+
+    def subscriptions(self) -> list[StoredSubscription]:
+        """Every subscription, in the order in which they were made. Raises as `feeds`."""
+        return self._read("subscriptions", StoredSubscription)
+
+    def put_subscriptions(self, subscriptions: Iterable[StoredSubscription]) -> None:
+        """Keep all of them or, with StoreError, none; in place of earlier ones of their ids."""
+        self._write(
+            "INSERT INTO subscriptions VALUES (?, ?) ON CONFLICT (subscription_id) DO UPDATE SET body = excluded.body",
+            [(item.subscription_id, msgspec.json.encode(item)) for item in subscriptions],
+        )
+
+    def delete_subscription(self, subscription_id: str) -> None:
+        """Forget a subscription. StoreError if that can't be written."""
+        self._write("DELETE FROM subscriptions WHERE subscription_id = ?", [(subscription_id,)])
 
     def close(self) -> None:
         """Close the file. Safe to call twice."""
@@ -81,31 +111,60 @@ class Store:
                 self._connection.close()
                 self._connection = None
 
-    def _write(self, statement: str, values: tuple[Any, ...]) -> None:
+    def _read(self, table: Literal["feeds", "subscriptions"], kind: type[RowT]) -> list[RowT]:
+        with self._lock:
+            if not self._path.exists():
+                return []
+            try:
+                rows = self._open().execute(f"SELECT body FROM {table} ORDER BY rowid").fetchall()
+                return [msgspec.json.decode(body, type=kind) for (body,) in rows]
+            except (sqlite3.Error, msgspec.DecodeError, OSError) as error:
+                raise ConfigError(
+                    f"{self._path} can't be read: {error}; move it away to start without its feeds and subscriptions"
+                ) from error
+
+    def _write(self, statement: str, rows: list[tuple[Any, ...]]) -> None:
         with self._lock:
             try:
                 self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
                 connection = self._open()
                 with connection:
-                    connection.execute(statement, values)
+                    connection.executemany(statement, rows)
             except (sqlite3.Error, OSError) as error:
                 raise StoreError(f"{self._path} can't be written: {error}; see [engine] data_dir") from error
 
     def _open(self) -> sqlite3.Connection:
         if self._connection is None:
+            _keep_private(self._path)
             connection = sqlite3.connect(self._path, timeout=_BUSY_S, check_same_thread=False)
             try:
                 connection.execute("PRAGMA journal_mode = WAL")
                 connection.execute("PRAGMA synchronous = FULL")  # acknowledged is on the disk
                 (version,) = connection.execute("PRAGMA user_version").fetchone()
-                if version == 0:
-                    with connection:
-                        connection.execute(_SCHEMA)
-                        connection.execute(f"PRAGMA user_version = {_VERSION}")
-                elif version != _VERSION:
+                if version > _VERSION:
                     raise sqlite3.DatabaseError(f"it has version {version}, this build reads {_VERSION}")
+                if version < _VERSION:
+                    self._upgrade(connection, version)
             except BaseException:
                 connection.close()
                 raise
             self._connection = connection
         return self._connection
+
+    @staticmethod
+    def _upgrade(connection: sqlite3.Connection, version: int) -> None:
+        """All steps or none: SQLite takes its version number back with them."""
+        connection.execute("BEGIN IMMEDIATE")
+        with connection:
+            for step in _STEPS[version:]:
+                connection.execute(step)
+            connection.execute(f"PRAGMA user_version = {_VERSION}")
+
+
+def _keep_private(path: Path) -> None:
+    """Make the file, or take it from others' eyes: SQLite itself would go by the umask."""
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        os.fchmod(fd, 0o600)
+    finally:
+        os.close(fd)

@@ -31,7 +31,15 @@ from shm.errors import ShmError
 from shm.layout import StatusCode
 from shm.ring import RingWriter, list_readers, status_record
 from shm.status import ProcessState, ProcessStatus, StatusBlock
-from workers.spec import EXIT_BAD_SETTINGS, MODULES, FeedSpec, IngestSettings, encode
+from workers.spec import (
+    EXIT_BAD_SETTINGS,
+    MODULES,
+    FeedSpec,
+    IngestSettings,
+    SubscriptionSpec,
+    WebhookSettings,
+    encode,
+)
 from workers.spec import EXIT_SHM as WORKER_EXIT_SHM
 
 TURN_S: Final = 0.2
@@ -145,6 +153,14 @@ class Supervisor:
         assert isinstance(settings, IngestSettings), label
         settings = msgspec.structs.replace(settings, feeds=feeds)
         worker.plan = WorkerPlan(settings, ingest_words(feeds, settings.ring_id))
+
+    def set_subscriptions(self, label: str, subscriptions: tuple[SubscriptionSpec, ...]) -> None:
+        """From now on the webhooks worker is started with these subscriptions. The one that runs is not told."""
+        worker = self.workers[label]
+        settings = worker.plan.settings
+        assert isinstance(settings, WebhookSettings), label
+        settings = msgspec.structs.replace(settings, subscriptions=subscriptions)
+        worker.plan = WorkerPlan(settings, worker.plan.does)
 
     def _check_start(self, worker: Worker) -> None:
         """A worker that can't start at all ends the start, instead of being tried for ever behind people's backs."""

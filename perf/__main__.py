@@ -49,6 +49,7 @@ BENCHMARKS: dict[str, str] = {
     "gateway_5000": "perf.gateway:many",
     "gateway_latency": "perf.gateway:latency",
     "gateway_memory": "perf.gateway:memory",
+    "webhook_messages": "perf.webhooks:messages",
     "replay_dbn": "perf.replay:dbn",
     "replay_itch": "perf.replay:itch",
     "replay_iex": "perf.replay:iex",

@@ -33,6 +33,10 @@ class MessageBuilder:
         self._open: dict[tuple[int, int], tuple[dict[str, Any], list[bytes]]] = {}
         self.unfinished = 0  # news items given up because their end never came
 
+    def open_from(self, ring: int) -> int | None:
+        """Sequence of the first record of the oldest unfinished news item of a ring; None if there is none."""
+        return min((found["sequence"] for key, (found, _) in self._open.items() if key[0] == ring), default=None)
+
     def build(
         self,
         records: bytes | memoryview,

@@ -22,6 +22,7 @@ MODULES: Final[dict[str, str]] = {
     "recorder": "workers.recorder",
     "gateway": "workers.gateway",
     "historian": "workers.historian",
+    "webhooks": "workers.webhooks",
 }
 
 # Exit codes of a worker process.
@@ -231,6 +232,39 @@ class Found(Struct, frozen=True, kw_only=True):
     known: bool = True  # with `probe`: whether any store has anything of the symbol
 
 
+class SubscriptionSpec(_Spec, frozen=True, kw_only=True):
+    """One webhook subscription."""
+
+    key: Positive  # unique for ever: its place in the ledger
+    subscription_id: str
+    topics: tuple[str, ...]  # marketdata.TYPE.SYMBOL; TYPE may be *, SYMBOL may end in *
+    callback_url: str
+    secret: str
+    priority: Literal["high", "normal", "low"] = "normal"
+    paused: bool = False
+
+
+class WebhookSettings(WorkerSettings, frozen=True, kw_only=True):
+    """workers.webhooks: rings to callback URLs. Without a subscription it sleeps, attached to nothing."""
+
+    role: str = "webhooks"
+    rings: tuple[RingId, ...]
+    ledger: Annotated[str, Meta(min_length=1)]  # file in which positions and counts outlive the process
+    subscriptions: tuple[SubscriptionSpec, ...] = ()
+    allow_private: bool = False
+    allow_networks: tuple[str, ...] = ()
+    timeout_s: Annotated[float, Meta(gt=0)] = 10.0  # of one delivery, from connecting to the answer's head
+    queue_messages: Positive = 10_000  # of one subscription; beyond it the oldest go and a gap is told
+    queue_bytes: Positive = 8 << 20
+    total_bytes: Positive = 64 << 20  # of all queues; beyond it those of low priority are shortened first
+    batch_messages: Positive = 500  # of one delivery
+    batch_bytes: Positive = 1 << 20
+    park_after: Positive = 10  # failures in a row
+    parked_s: Annotated[float, Meta(gt=0)] = 300.0  # until a parked subscription is tried again
+    max_deliveries: Positive = 256  # requests under way at a time
+    batch_slots: Annotated[int, Meta(ge=1, le=65536)] = 2048  # most records of a ring in one turn
+
+
 class Command(Struct, frozen=True, kw_only=True, tag_field="command"):
     """Base of what the control process asks of a worker; the reply carries the same `request_id`."""
 
@@ -270,6 +304,17 @@ class RemoveFeed(Command, frozen=True, kw_only=True, tag="remove_feed"):
     feed_id: FeedId
 
 
+class SetSubscriptions(Command, frozen=True, kw_only=True, tag="set_subscriptions"):
+    """Webhooks only: serve these, in place of earlier ones of the same key, and no longer those in `removed`.
+
+    All or, if one can't work, nothing. `unpark`: those that are parked or wait for their next attempt go on at once.
+    """
+
+    subscriptions: tuple[SubscriptionSpec, ...] = ()
+    removed: tuple[int, ...] = ()
+    unpark: bool = False
+
+
 class Reply(Struct, frozen=True, kw_only=True, tag_field="reply"):
     """Base of what a worker sends to the control process."""
 
@@ -288,13 +333,17 @@ class Done(Reply, frozen=True, kw_only=True, tag="done"):
 
 
 class Refused(Reply, frozen=True, kw_only=True, tag="refused"):
-    """The command was not carried out; `error` says why. `settings`: asked for again it will not work either."""
+    """The command was not carried out; `error` says why. `settings`: asked for again it will not work either.
+
+    `index`: which of several things that were asked for is meant.
+    """
 
     error: str
     settings: bool = False
+    index: int = 0
 
 
-AnyCommand = Ping | Drain | PauseFeed | ResumeFeed | AddFeed | RemoveFeed
+AnyCommand = Ping | Drain | PauseFeed | ResumeFeed | AddFeed | RemoveFeed | SetSubscriptions
 AnyReply = Hello | Done | Refused
 
 SettingsT = TypeVar("SettingsT", bound=WorkerSettings)

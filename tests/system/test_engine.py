@@ -43,7 +43,7 @@ def alive(pid: int) -> bool:
 
 def test_start_prints_a_line_per_process_and_the_urls_and_publishes(engine: EngineProcess) -> None:
     lines = engine.output.splitlines()
-    for label in ("ingest-0", "fanout-0", "cache", "recorder", "gateway", "historian", "control"):
+    for label in ("ingest-0", "fanout-0", "cache", "recorder", "gateway", "historian", "webhooks", "control"):
         assert any(line.split()[:2] == [label, "pid"] for line in lines), engine.output
     ready = next(line for line in lines if line.startswith("ready"))
     assert engine.url("") in ready
@@ -51,7 +51,7 @@ def test_start_prints_a_line_per_process_and_the_urls_and_publishes(engine: Engi
     wait_for("records in the ring", lambda: published(engine) > 0)
 
 
-@pytest.mark.parametrize("label", ["ingest-0", "fanout-0", "cache", "recorder", "gateway", "historian"])
+@pytest.mark.parametrize("label", ["ingest-0", "fanout-0", "cache", "recorder", "gateway", "historian", "webhooks"])
 def test_killed_worker_comes_back_and_the_others_keep_their_pid(engine: EngineProcess, label: str) -> None:
     before = engine.pids()
     os.kill(before[label], signal.SIGKILL)
@@ -235,7 +235,16 @@ def test_the_idle_engine_says_that_nothing_will_come(engine_name: str, tmp_path:
         assert answer["status"] == "degraded"
         assert "no feed is configured" in " ".join(check["why"] for check in answer["checks"])
         # ingest-0 takes feeds that are added over HTTP
-        assert set(engine.pids()) == {"control", "cache", "recorder", "fanout-0", "gateway", "historian", "ingest-0"}
+        assert set(engine.pids()) == {
+            "control",
+            "cache",
+            "recorder",
+            "fanout-0",
+            "gateway",
+            "historian",
+            "webhooks",
+            "ingest-0",
+        }
         assert engine.stop() == 0
 
 

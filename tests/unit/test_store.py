@@ -5,10 +5,11 @@ from __future__ import annotations
 import sqlite3
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from engine.errors import ConfigError, StoreError
-from engine.store import FILE, Store, StoredFeed
+from engine.store import FILE, Store, StoredFeed, StoredSubscription
 
 
 def feed(number: int, **changes: object) -> StoredFeed:
@@ -58,3 +59,51 @@ def test_a_file_of_a_later_version_is_left_alone(tmp_path: Path) -> None:
     connection.close()
     with pytest.raises(ConfigError, match="version 99"):
         Store(tmp_path).feeds()
+
+
+def subscription(number: int, **changes: object) -> StoredSubscription:
+    fields = {"symbols": ("AAPL", "B*"), "callback_url": "http://x/", "secret": "s" * 16, **changes}
+    return StoredSubscription(
+        subscription_id=f"sub_{number}",
+        key=number,
+        created_ns=number,
+        **fields,  # type: ignore[arg-type]
+    )
+
+
+def test_subscriptions_come_back_in_order_with_their_last_settings(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    store.put_subscriptions([subscription(2), subscription(1)])
+    store.put_subscriptions([subscription(3)])
+    store.put_subscriptions([subscription(2, priority="high", is_active=False)])
+    store.delete_subscription("sub_1")
+    store.close()
+    again = Store(tmp_path)
+    assert again.subscriptions() == [subscription(2, priority="high", is_active=False), subscription(3)]
+    assert again.feeds() == []
+    again.close()
+
+
+def test_nobody_else_can_read_the_file(tmp_path: Path) -> None:
+    (tmp_path / FILE).touch(0o644)
+    store = Store(tmp_path)
+    store.put_subscriptions([subscription(1)])
+    for path in tmp_path.iterdir():
+        assert path.stat().st_mode & 0o077 == 0, path.name
+    store.close()
+
+
+def test_a_file_of_version_1_keeps_its_feeds_and_takes_subscriptions(tmp_path: Path) -> None:
+    with sqlite3.connect(tmp_path / FILE) as connection:
+        connection.execute("CREATE TABLE feeds (feed_id TEXT PRIMARY KEY, body BLOB NOT NULL) STRICT")
+        connection.execute("INSERT INTO feeds VALUES (?, ?)", ("feed_tsla_001", msgspec.json.encode(feed(1))))
+        connection.execute("PRAGMA user_version = 1")
+    connection.close()
+    store = Store(tmp_path)
+    assert store.feeds() == [feed(1)]
+    assert store.subscriptions() == []
+    store.put_subscriptions([subscription(1)])
+    store.close()
+    again = Store(tmp_path)
+    assert (again.feeds(), again.subscriptions()) == ([feed(1)], [subscription(1)])
+    again.close()

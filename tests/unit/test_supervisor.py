@@ -161,6 +161,7 @@ def test_the_plan_gives_each_worker_its_ring_and_consumers_all_rings(tmp_path: P
         "fanout-1",
         "gateway",
         "historian",
+        "webhooks",
         "ingest-0",
         "ingest-1",
         "ingest-2",

@@ -1,0 +1,528 @@
+"""The webhooks worker: records from rings to callback URLs, at least once, in order. `python -m workers.webhooks`.
+
+    rings --> read --> who wants it? (audience.py) --> encode once --> queue of each subscription --> ledger
+                                                                          `--> POST, one at a time, retried
+                                                                              (webhook_subscription.py, webhook_post.py)
+
+While there is no subscription it sleeps: no ring attached, no aiohttp imported. At least once rests on the ledger
+(shm/ledger.py): a killed worker's successor reads each ring again from the first sequence that some subscription has
+not acknowledged, as far as the ring still holds it.
+
+What is not delivered, and how it shows (each as a gap at the head of the next delivery, and in `messages_lost`):
+    queue full             the receiver is too slow: its oldest messages go
+    parked                 many failures in a row: nothing is queued until it is tried again
+    overrun                this worker, or its pause after a kill, was longer than the ring
+    engine restarted       what was queued at the stop; rings do not outlive the engine
+
+A slow receiver harms no other. Started by the control process (workers/runtime.py); it publishes no ring.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+
+from shm.errors import ShmError
+from shm.instruments import InstrumentTable
+from shm.layout import empty
+from shm.ledger import DeliveryState, Ledger
+from shm.ring import RingReader, RingSet, ring_info
+from workers.audience import SOMEBODY, UNRESOLVED, Audience, topic_keys
+from workers.encode import MessageBuilder, encode_json
+from workers.errors import SettingsError
+from workers.runtime import MAX_WAIT_S, Runtime, main
+from workers.spec import AnyCommand, Done, Refused, SetSubscriptions, SubscriptionSpec, WebhookSettings
+from workers.stream import RequestError
+from workers.webhook_queue import Batch, Message
+from workers.webhook_subscription import Limits, Subscription, patterns_of
+from workers.webhook_target import Addresses, check_url
+
+if TYPE_CHECKING:
+    from workers.webhook_post import Poster
+
+TICK_S: Final = 0.05
+TIMER_S: Final = 0.001
+GATHER_S: Final = 0.01  # between two looks at rings that are not busy: what comes meanwhile shares a delivery
+DRAIN_S: Final = 0.35
+
+log = logging.getLogger("webhooks")
+
+
+class Webhooks:
+    """All subscriptions, the rings they are served from, and the requests under way."""
+
+    def __init__(self, runtime: Runtime[WebhookSettings], ledger: Ledger, poster: Poster, addresses: Addresses) -> None:
+        """Go on with the subscriptions of the settings. Raises ShmError."""
+        settings = runtime.settings
+        self._runtime = runtime
+        self._settings = settings
+        self._poster = poster
+        self._addresses = addresses
+        self._limits = Limits(
+            queue_messages=settings.queue_messages,
+            queue_bytes=settings.queue_bytes,
+            batch_messages=settings.batch_messages,
+            batch_bytes=settings.batch_bytes,
+            park_after=settings.park_after,
+            parked_ns=int(settings.parked_s * 1e9),
+        )
+        self._dice = random.SystemRandom()
+        self._loop = asyncio.get_running_loop()
+        self._waiter = ThreadPoolExecutor(1, thread_name_prefix="rings")
+        self._instruments = InstrumentTable.attach(settings.engine)
+        self._audience: Audience[Subscription] = Audience(self._instruments)
+        self._builder = MessageBuilder()
+        self._records = empty(settings.batch_slots)
+        self._records_view = memoryview(self._records.view(np.uint8).data)
+        self._subscriptions: dict[int, Subscription] = {}
+        self._due: dict[Subscription, None] = {}  # ready to be sent, longest first
+        self._timers: dict[Subscription, asyncio.TimerHandle] = {}
+        self._posts: set[asyncio.Task[None]] = set()
+        self._fault: BaseException | None = None
+        self._readers = RingSet()
+        self._horizons: dict[int, int] = {}  # ring that is being read a second time -> where the first time ended
+        self._wanted = asyncio.Event()
+        counter, gauge = runtime.status.counter, runtime.status.gauge
+        self._records_read = counter("records_read")
+        self._records_lost = counter("records_lost")
+        self._gaps = counter("gaps")
+        self._messages_encoded = counter("messages_encoded")
+        self._messages_delivered = counter("messages_delivered")
+        self._messages_lost = counter("messages_lost")
+        self._deliveries = counter("deliveries")
+        self._deliveries_failed = counter("deliveries_failed")
+        self._bytes_sent = counter("bytes_sent")
+        self._targets = gauge("webhook_subscriptions")
+        self._parked = gauge("webhooks_parked")
+        self._queued = gauge("webhook_messages_queued")
+        self._queued_bytes = gauge("webhook_bytes_queued")
+        self._latency = runtime.status.histogram("delivery_latency")
+        self._ledger = ledger
+        ledger.keep({spec.key for spec in settings.subscriptions})
+        for spec in settings.subscriptions:
+            self._add(spec)
+        self._open_rings(resume=True)
+
+    async def run(self, pending: list[AnyCommand]) -> None:
+        """Serve until the runtime says stop; `pending` are commands that came before."""
+        self._obey(pending)
+        reading = asyncio.create_task(self._read())
+        try:
+            while not self._runtime.stopping:
+                await asyncio.sleep(TICK_S)
+                self._tick()
+                if reading.done():
+                    reading.result()
+            await self._drain(reading)
+        finally:
+            reading.cancel()
+            for post in self._posts:
+                post.cancel()
+            await asyncio.gather(reading, *self._posts, return_exceptions=True)
+            self._waiter.shutdown(wait=True)  # it uses the mappings
+            for subscription in self._subscriptions.values():
+                subscription.save()
+            self._readers.close()
+            self._instruments.close()
+
+    async def _drain(self, reading: asyncio.Task[None]) -> None:
+        """Before a stop: what the rings still hold, and what can be delivered in a moment."""
+        reading.cancel()
+        await asyncio.gather(reading, return_exceptions=True)
+        self._waiter.shutdown(wait=True)
+        deadline_s = self._loop.time() + DRAIN_S
+        while self._take_turn() and self._loop.time() < deadline_s:
+            pass
+        self._dispatch()
+        while self._posts and self._loop.time() < deadline_s:
+            self._runtime.beat(time.time_ns())
+            await asyncio.wait(self._posts, timeout=0.01)
+
+    # Subscriptions
+
+    def _add(self, spec: SubscriptionSpec) -> Subscription:
+        slot = self._ledger.claim(spec.key)
+        subscription = Subscription(spec, slot, self._limits, self._settings.rings, self._dice)
+        self._subscriptions[spec.key] = subscription
+        if not spec.paused:
+            self._join(subscription)
+        return subscription
+
+    def _join(self, subscription: Subscription) -> None:
+        for pattern in subscription.patterns:
+            self._audience.add(subscription, pattern)
+        self._schedule(subscription)
+
+    def _leave(self, subscription: Subscription) -> None:
+        for pattern in subscription.patterns:
+            self._audience.remove(subscription, pattern)
+        self._unschedule(subscription)
+
+    def _obey(self, commands: list[AnyCommand]) -> None:
+        for command in commands:
+            if not isinstance(command, SetSubscriptions):
+                self._runtime.reply(Refused(request_id=command.request_id, error="webhooks have no feeds"))
+                continue
+            refused = self._first_refused(command)
+            if refused is None:
+                try:
+                    self._set(command)
+                except ShmError as error:
+                    refused = Refused(request_id=command.request_id, error=str(error))
+            self._runtime.reply(refused or Done(request_id=command.request_id))
+
+    def _first_refused(self, command: SetSubscriptions) -> Refused | None:
+        """The first subscription of a command that can't work; None if all can."""
+        for index, spec in enumerate(command.subscriptions):
+            try:
+                check_url(spec.callback_url, self._addresses)
+                patterns_of(spec)
+            except (SettingsError, RequestError) as error:
+                return Refused(request_id=command.request_id, error=str(error), settings=True, index=index)
+        return None
+
+    def _set(self, command: SetSubscriptions) -> None:
+        self._ledger.keep({*self._subscriptions, *(spec.key for spec in command.subscriptions)})
+        for spec in command.subscriptions:
+            self._ledger.claim(spec.key)  # may fail: before anything is done
+        for spec in command.subscriptions:
+            subscription = self._subscriptions.get(spec.key)
+            if subscription is None:
+                subscription = self._add(spec)
+                self._begin_now(subscription)
+            else:
+                was_paused = subscription.spec.paused
+                self._leave(subscription)
+                self._messages_lost.add(subscription.change(spec, unpark=command.unpark))
+                if was_paused:
+                    self._begin_now(subscription)
+                if not spec.paused:
+                    self._join(subscription)
+        for key in command.removed:
+            gone = self._subscriptions.pop(key, None)
+            if gone is not None:
+                self._leave(gone)
+        self._ledger.keep(self._subscriptions)
+        if self._active and not self._readers:
+            self._open_rings(resume=False)
+        self._dispatch()
+
+    def _begin_now(self, subscription: Subscription) -> None:
+        """It gets what is read from now on, for the first time."""
+        for reader in self._readers:
+            read = self._horizons.get(reader.ring_id, 0)
+            subscription.floors[reader.ring_id] = max(reader.sequence - 1, read)
+            subscription.read_again(reader.ring_id, reader.sequence, read)
+        subscription.save()
+
+    @property
+    def _active(self) -> bool:
+        return self._audience.subscriptions > 0
+
+    # Rings to queues
+
+    def _open_rings(self, *, resume: bool) -> None:
+        """Attach to the rings: with `resume` where the ledger says, else at their ends."""
+        engine, ledger = self._settings.engine, self._ledger
+        active = [s for s in self._subscriptions.values() if not s.spec.paused]
+        if not active:
+            return
+        for ring in self._settings.rings:
+            made_ns = ring_info(engine, ring).created_ns
+            same = ledger.ring_made_ns(ring) == made_ns
+            if not same:
+                lost = sum(s.ring_is_gone(ring, ledger.read(ring)) for s in self._subscriptions.values())
+                self._messages_lost.add(lost)
+            reader = RingReader.attach(engine, ring, label=self._settings.label)
+            self._readers.append(reader)
+            if resume and same:
+                read = ledger.read(ring)
+                for subscription in active:
+                    subscription.floors[ring] = (subscription.unacked(ring) or read + 1) - 1
+                first = 1 + min(subscription.floors[ring] for subscription in active)
+                reader.seek(min(first, reader.published + 1))
+                self._horizons[ring] = read
+                self._follow(reader, active)
+            else:
+                reader.seek("oldest" if resume else "newest")
+                for subscription in active:
+                    subscription.floors[ring] = reader.sequence - 1
+                    subscription.read_again(ring, reader.sequence, 0)
+                ledger.follow_ring(ring, made_ns, reader.sequence - 1)
+        for subscription in active:
+            subscription.save()
+        self._wanted.set()
+
+    def _close_rings(self) -> None:
+        self._readers.close()
+        self._readers.clear()
+        self._horizons.clear()
+        self._builder = MessageBuilder()
+
+    async def _read(self) -> None:
+        """Turn after turn; sleeps while the rings are empty, and without a subscription."""
+        while True:
+            if not self._active:
+                self._close_rings()
+                self._wanted.clear()
+                await self._wanted.wait()
+            most = self._take_turn()
+            self._dispatch()
+            if not most:
+                await self._loop.run_in_executor(self._waiter, self._readers.wait, MAX_WAIT_S)
+            else:
+                await asyncio.sleep(GATHER_S if most < self._settings.batch_slots else 0)
+
+    def _take_turn(self) -> int:
+        """Take what each ring has. Returns the most that one ring gave."""
+        most = 0
+        for reader in self._readers:
+            count = reader.read(self._records, self._settings.batch_slots)
+            if reader.gap is not None:
+                self._overrun(reader.ring_id, *reader.gap)
+            if count:
+                most = max(most, count)
+                touched = self._queue(reader.ring_id, count)
+                ring = reader.ring_id
+                if ring in self._horizons:
+                    active = [s for s in self._subscriptions.values() if not s.spec.paused]
+                    self._follow(reader, active)
+                    touched = dict.fromkeys(active)
+                for subscription in touched:
+                    subscription.save()
+                news = self._builder.open_from(ring)
+                self._ledger.set_read(ring, min(reader.sequence, news or reader.sequence) - 1)
+        self._runtime.beat(time.time_ns())
+        return most
+
+    def _follow(self, reader: RingReader, subscriptions: list[Subscription]) -> None:
+        """A ring is read a second time, because somebody had not acknowledged all of it."""
+        ring = reader.ring_id
+        horizon = self._horizons[ring]
+        for subscription in subscriptions:
+            subscription.read_again(ring, reader.sequence, horizon)
+        if reader.sequence > horizon:
+            del self._horizons[ring]
+
+    def _queue(self, ring: int, count: int) -> dict[Subscription, None]:
+        """Offer the records just read to whoever wants them, each encoded once; returns whom that concerned. Hot."""
+        records = self._records[:count]
+        self._records_read.add(count)
+        audience = self._audience
+        keys = topic_keys(records)
+        wanted = audience.wanted[keys]
+        if not wanted.all():
+            for key in np.unique(keys[wanted == UNRESOLVED]).tolist():
+                audience.resolve(key)
+            wanted = audience.wanted[keys]
+        touched: dict[Subscription, None] = {}
+        chosen = np.flatnonzero(wanted == SOMEBODY)
+        if not len(chosen):
+            return touched
+        publish_ns = int(records["ts_publish"][0])
+        names, symbols, build = audience.names, audience.symbol_of, self._builder.build
+        encoded = lost = 0
+        for index, key in zip(chosen.tolist(), keys[chosen].tolist(), strict=True):
+            for _, found in build(self._records_view, [(index, key, None)], ring, names, symbols):
+                found["payload"]["ring"] = ring
+                encoded += 1
+                message = Message(ring, found["payload"]["sequence"], encode_json(found), publish_ns)
+                for subscription in audience.clients(key):
+                    lost += subscription.offer(message)
+                    touched[subscription] = None
+                if not encoded % 64:  # of many subscriptions a turn is long
+                    self._runtime.beat(time.time_ns())
+        self._messages_encoded.add(encoded)
+        self._messages_lost.add(lost)
+        for subscription in touched:
+            if subscription.ready:
+                self._due[subscription] = None
+        return touched
+
+    def _overrun(self, ring: int, first: int, end: int) -> None:
+        log.warning("ring %d: lost %d records, %d to %d", ring, end - first, first, end - 1)
+        self._gaps.add(1)
+        self._records_lost.add(end - first)
+        for subscription in self._subscriptions.values():
+            if not subscription.spec.paused:
+                subscription.overrun(ring, first, end)
+                subscription.save()
+                if subscription.ready:
+                    self._due[subscription] = None
+
+    # Queues to receivers
+
+    def _schedule(self, subscription: Subscription) -> None:
+        """Have it sent as soon as there is room, or tried again when its time comes."""
+        self._unschedule(subscription)
+        if self._subscriptions.get(subscription.spec.key) is not subscription:
+            return
+        if subscription.ready:
+            self._due[subscription] = None
+        elif subscription.next_attempt_ns and not subscription.spec.paused:
+            delay_s = max(0.0, (subscription.next_attempt_ns - time.time_ns()) / 1e9)
+            self._timers[subscription] = self._loop.call_later(delay_s + TIMER_S, self._wake, subscription)
+
+    def _unschedule(self, subscription: Subscription) -> None:
+        self._due.pop(subscription, None)
+        timer = self._timers.pop(subscription, None)
+        if timer is not None:
+            timer.cancel()
+
+    def _wake(self, subscription: Subscription) -> None:
+        """Its time has come; or nearly so, as the loop's clock is coarser than its own: then it waits once more."""
+        subscription.wake(time.time_ns())
+        self._schedule(subscription)
+        self._dispatch()
+
+    def _dispatch(self) -> None:
+        """Begin as many deliveries as there is room for: by priority, then the one that has waited longest."""
+        room = self._settings.max_deliveries - len(self._posts)
+        if not self._due or room <= 0:
+            return
+        chosen = list(self._due)
+        if len(chosen) > room:
+            chosen = sorted(chosen, key=lambda subscription: subscription.rank)[:room]
+        for subscription in chosen:
+            del self._due[subscription]
+            if subscription.ready:
+                post = self._loop.create_task(self._deliver(subscription, subscription.begin()))
+                self._posts.add(post)
+                post.add_done_callback(self._posted)
+
+    def _posted(self, post: asyncio.Task[None]) -> None:
+        """A delivery is over; one that raised is a fault of ours, and ends the process at the next tick."""
+        self._posts.discard(post)
+        if not post.cancelled():
+            self._fault = self._fault or post.exception()
+            self._dispatch()
+
+    async def _deliver(self, subscription: Subscription, batch: Batch) -> None:
+        """One request, from the first byte to what it means for the subscription."""
+        spec = subscription.spec
+        self._runtime.beat(time.time_ns())
+        outcome = await self._poster.post(
+            spec.callback_url,
+            batch.body,
+            secret=spec.secret,
+            subscription_id=spec.subscription_id,
+            delivery=batch.number,
+            now_s=time.time,
+        )
+        now_ns = time.time_ns()
+        self._deliveries.add(1)
+        if self._subscriptions.get(spec.key) is not subscription:
+            return
+        if outcome.failure:
+            self._deliveries_failed.add(1)
+            lost = subscription.failed(batch, outcome.failure, outcome.retry_after_ns, now_ns)
+            self._messages_lost.add(lost)
+            if subscription.state is DeliveryState.PARKED:
+                log.warning("%s: parked after %s", spec.subscription_id, outcome.detail)
+        else:
+            subscription.acknowledged(batch, now_ns)
+            self._messages_delivered.add(len(batch.messages))
+            self._bytes_sent.add(len(batch.body))
+            if batch.messages:
+                self._latency.record(max(0, now_ns - batch.messages[0].publish_ns))
+        self._schedule(subscription)
+
+    # Time
+
+    def _tick(self) -> None:
+        """Twenty times a second: heartbeat, commands, the bound on all queues together, gauges."""
+        self._runtime.beat(time.time_ns())
+        if self._fault is not None:
+            raise self._fault
+        commands = self._runtime.commands()
+        if commands:
+            self._obey(commands)
+        self._shed()
+        self._targets.set(len(self._subscriptions))
+        self._parked.set(sum(s.state is DeliveryState.PARKED for s in self._subscriptions.values()))
+        self._queued.set(sum(len(s.queue) for s in self._subscriptions.values()))
+        self._queued_bytes.set(sum(s.queue.size_bytes for s in self._subscriptions.values()))
+
+    def _shed(self) -> None:
+        """Keep all queues together within bounds: low priority gives first, and of equals the longest queue."""
+        excess = sum(s.queue.size_bytes for s in self._subscriptions.values()) - self._settings.total_bytes
+        if excess <= 0:
+            return
+        for subscription in sorted(self._subscriptions.values(), key=lambda s: (-s.rank, -s.queue.size_bytes)):
+            before = subscription.queue.size_bytes
+            self._messages_lost.add(subscription.shed(excess))
+            subscription.save()
+            excess -= before - subscription.queue.size_bytes
+            if excess <= 0:
+                return
+
+
+async def _serve(
+    runtime: Runtime[WebhookSettings], ledger: Ledger, addresses: Addresses, pending: list[AnyCommand]
+) -> None:
+    from workers.webhook_post import Poster
+
+    settings = runtime.settings
+    poster = Poster(addresses, timeout_s=settings.timeout_s, connections=settings.max_deliveries)
+    try:
+        webhooks = Webhooks(runtime, ledger, poster, addresses)
+        if settings.subscriptions:
+            runtime.ready()
+        await webhooks.run(pending)
+    finally:
+        await poster.close()
+
+
+def _sleep(runtime: Runtime[WebhookSettings]) -> tuple[Ledger | None, list[AnyCommand]]:
+    """Until the first subscription: its command and the ledger; None = stopping."""
+    runtime.ready()
+    while not runtime.stopping:
+        runtime.wait(MAX_WAIT_S)
+        runtime.beat(time.time_ns())
+        pending = runtime.commands()
+        if pending:
+            _load(runtime)
+            try:
+                return Ledger.open(Path(runtime.settings.ledger)), pending
+            except ShmError as error:
+                for command in pending:
+                    runtime.reply(Refused(request_id=command.request_id, error=str(error)))
+    return None, []
+
+
+def _load(runtime: Runtime[WebhookSettings]) -> None:
+    """Import aiohttp, which on a busy machine takes longer than a heart may stand still."""
+    loading = threading.Thread(target=import_module, args=("workers.webhook_post",), daemon=True)
+    loading.start()
+    while loading.is_alive():
+        runtime.beat(time.time_ns())
+        loading.join(0.02)
+
+
+def run(runtime: Runtime[WebhookSettings]) -> None:
+    """The life of this worker, as workers.runtime.main calls it: asleep until the first subscription."""
+    settings = runtime.settings
+    addresses = Addresses(allow_private=settings.allow_private, allow_networks=settings.allow_networks)
+    ledger, pending = (Ledger.open(Path(settings.ledger)), []) if settings.subscriptions else _sleep(runtime)
+    if ledger is None:
+        return
+    import uvloop
+
+    try:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(_serve(runtime, ledger, addresses, pending))
+    finally:
+        ledger.close()
+
+
+if __name__ == "__main__":
+    main("webhooks", WebhookSettings, run)
