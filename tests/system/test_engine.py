@@ -118,7 +118,7 @@ def test_health_names_the_worker_that_was_restarted(engine: EngineProcess) -> No
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_stops_it_with_status_0_and_nothing_is_left(engine: EngineProcess, number: signal.Signals) -> None:
     workers = engine.workers()
-    assert len(workers) == 6
+    assert len(workers) == 7
     assert engine.stop(number) == 0
     assert not [worker for worker in workers if alive(worker.pid)]
     assert list_segments(engine.name) == []

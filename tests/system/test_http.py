@@ -178,7 +178,7 @@ def test_alert_rules_and_dashboard_use_names_that_exist(engine: EngineProcess) -
 
 def test_processes_tell_core_state_heartbeat_and_lag(engine: EngineProcess) -> None:
     answer = engine.json("/processes")
-    assert answer["count"] == 7
+    assert answer["count"] == 8
     for process in answer["processes"]:
         assert process["state"] == "ready"
         assert process["pid"] > 0
