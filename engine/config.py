@@ -207,11 +207,6 @@ def _check_together(config: Config) -> None:
     twice = {name for name in names if names.count(name) > 1}
     if twice:
         raise ConfigError(f"[[feeds]]: two feeds are named {min(twice)!r}; names must differ")
-    if not is_loopback(config.zmq.host):
-        raise ConfigError(
-            f"[zmq] host = {config.zmq.host!r}: sockets beyond loopback need CURVE keys, which this "
-            "version does not have; use 127.0.0.1, and forward the ports through a VPN or SSH if you must"
-        )
     last_port = config.zmq.base_port + 31 + config.workers.fanout - 1
     if config.workers.fanout > 10 or last_port > 65535:
         raise ConfigError(f"[zmq] base_port = {config.zmq.base_port}: the last port would be {last_port}")

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Final
 from engine.access import Gate, read_tokens
 from engine.config import gateway_port, is_loopback
 from engine.console import Console
+from engine.curve import find_keys
 from engine.errors import EXIT_CLEAN, EXIT_INTERRUPTED, ConfigError
 from engine.feeds import hosted
 from engine.notify import Notifier
@@ -58,6 +59,7 @@ class Control:
         self._stop_now = asyncio.Event()
         self._stop_why = ""
         self._tokens = read_tokens(config, env)
+        self._curve = find_keys(config, env)
         folder = runtime_dir(env, config.engine.name)
         self._store = Store(data_folder(config))
         self._stored = self._store.feeds()
@@ -65,7 +67,9 @@ class Control:
         self._webhook_secret = WebhookSecret(config, env, data_folder(config))
         self._subscribed = self._store.subscriptions()
         told = webhook_specs(self._subscribed, self._webhook_secret)
-        self._plan: Plan = make_plan(config, folder, hosted(self._stored), tokens=secrets, subscriptions=told)
+        self._plan: Plan = make_plan(
+            config, folder, hosted(self._stored), tokens=secrets, subscriptions=told, curve=self._curve
+        )
         missing = missing_files(self._plan)
         if missing:
             raise ConfigError(
@@ -224,6 +228,7 @@ class Control:
             "http": self._plan.http_url,
             "zmq": {name: list(addresses)[:2] for name, addresses in self._plan.endpoints.items()},
             "ws": self._plan.ws_url,
+            "curve": self._curve.public,
             "ipc_dir": self._plan.ipc_dir,
             "shape": segments.shape,
             "feeds": {str(feed.feed_id): feed.name[:24] for feed in self._plan.feeds[:_NAMED_FEEDS]},

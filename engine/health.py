@@ -266,15 +266,30 @@ def _check_readers(sample: Sample, before: Sample) -> list[Check]:
     return checks
 
 
+def slowest(sample: Sample, before: Sample, hop: str) -> tuple[str, float]:
+    """The process whose p99 of a hop (a histogram's name) was highest since `before`, and that p99 in ms; ("", 0.0)."""
+    earlier = {process.label: process for process in before.processes}
+    found = ("", 0.0)
+    for process in sample.processes:
+        view = process.histograms.get(hop)
+        if view is None:
+            continue
+        old = earlier.get(process.label)
+        if old is not None and old.pid == process.pid and hop in old.histograms:
+            view = view - old.histograms[hop]
+        if view.count:
+            found = max(found, (process.label, view.percentile(99) / 1e6), key=lambda pair: pair[1])
+    return found
+
+
 def _check_latency(sample: Sample, before: Sample, limits: Limits) -> Check:
-    window = sample.histogram("ring_latency") - before.histogram("ring_latency")
-    if not window.count:
+    label, p99_ms = slowest(sample, before, "ring_latency")
+    if not label:
         return Check("latency", Verdict.HEALTHY, "no record passed in the last seconds")
-    p99_ms = window.percentile(99) / 1e6
     if limits.latency_alert_ms and p99_ms > limits.latency_alert_ms:
         return Check(
             "latency",
             Verdict.DEGRADED,
-            f"p99 from ring to reader is {p99_ms:.1f} ms, above {limits.latency_alert_ms:g}",
+            f"p99 from ring to reader is {p99_ms:.1f} ms, above {limits.latency_alert_ms:g}, in {label}",
         )
-    return Check("latency", Verdict.HEALTHY, f"p99 from ring to reader is {p99_ms:.3f} ms")
+    return Check("latency", Verdict.HEALTHY, f"p99 from ring to reader is {p99_ms:.3f} ms, in {label}")

@@ -19,8 +19,9 @@ import numpy as np
 from engine.plan import CONTROL_RING, RECORDER_LABEL
 from engine.segments import Segments
 from engine.settings import Config
-from shm.layout import Flag
-from shm.ring import list_readers
+from shm.errors import ShmError
+from shm.layout import Flag, StatusCode
+from shm.ring import list_readers, status_record
 from workers.points import Composer, Point, Rejection
 from workers.spec import QualitySettings
 
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
 ROOM_WAIT_S: Final = 2.0
 ROOM_POLL_S: Final = 0.001
+REPORT_EVERY_S: Final = 10.0
 NO_ROOM: Final = "not stored: the engine's readers are behind; send it again"
 STOPPING: Final = "not stored: the engine is stopping; send it again"
 
@@ -59,6 +61,8 @@ class Intake:
         self._own = supervisor.own
         self._stored = self._own.counter("points_stored")
         self._rejected = self._own.counter("points_rejected")
+        self._unreported = 0
+        self._report_at_s = 0.0
 
     @property
     def total_stored(self) -> int:
@@ -94,7 +98,22 @@ class Intake:
             at += len(chunk)
         self._stored.add(taken.count)
         self._rejected.add(len(taken.rejected))
+        if taken.rejected:
+            self._report(taken.rejected)
         return taken
+
+    def _report(self, rejected: list[Rejection]) -> None:
+        """Tell `marketdata.error` what was not stored: at once, then at most every REPORT_EVERY_S."""
+        self._unreported += len(rejected)
+        if time.monotonic() < self._report_at_s:
+            return
+        self._report_at_s = time.monotonic() + REPORT_EVERY_S
+        text = f"{self._unreported} points rejected: {rejected[0][1]}"
+        try:
+            self._ring.publish(status_record(StatusCode.REJECTED, text=text, to_sequence=self._unreported))
+        except ShmError:  # the ring is gone: the engine is stopping
+            return
+        self._unreported = 0
 
     def _end(self, records: np.ndarray, at: int) -> int:
         """Where the chunk from `at` ends: a news item of several records is not cut in two if that can be helped."""

@@ -1,7 +1,7 @@
 """What the control process knows about its engine at any moment: samples, health, feeds, alerts.
 
 `tick` is called once a second by engine/control.py; HTTP routes ask for the rest. It reads the status block and rings
-through engine/sample.py, judges through engine/health.py, and writes nothing but latency alerts into ring 0.
+through engine/sample.py, judges through engine/health.py, and writes nothing but alerts (engine/alerts.py) into ring 0.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from functools import partial
 from typing import Final
 
 from engine import rates
+from engine.alerts import Alerts
 from engine.archive_client import ArchiveClient
 from engine.exposition import FeedLabel, SampleCollector
 from engine.feeds import Entry, Feeds
@@ -26,12 +27,10 @@ from engine.supervisor import Supervisor
 from engine.tiers import Tiers
 from shm.errors import ShmError
 from shm.latest import LatestTable
-from shm.layout import StatusCode
 from shm.ring import status_record
 from workers.spec import FeedSpec
 
 MAX_AGE_S: Final = 0.25  # a request is answered from a sample at most this old
-ALERT_EVERY_S: Final = 10.0
 FORGET_EVERY_S: Final = 10.0
 
 
@@ -78,7 +77,6 @@ class Observer:
         self._watch = FeedWatch()
         self._current: Sample | None = None
         self._restarts: list[tuple[float, dict[str, int]]] = []
-        self._alerted_s = -ALERT_EVERY_S
         self._latest: LatestTable | None = None
         self._forgotten_s = self.started_s
         self._l1_lost = 0
@@ -96,6 +94,7 @@ class Observer:
             first_data_s=config.health.first_data_s,
             latency_alert_ms=config.health.latency_alert_ms,
         )
+        self._alerts = Alerts(self.limits)
 
     def tick(self) -> None:
         """Once a second: a sample for the history, the feeds' cadence, alerts."""
@@ -238,17 +237,23 @@ class Observer:
         )
 
     def _alert(self, sample: Sample) -> None:
-        """Tell subscribers of `marketdata.latency.alert` when records take too long to their readers."""
-        limit_ms = self.limits.latency_alert_ms
-        if not limit_ms or sample.monotonic_s - self._alerted_s < ALERT_EVERY_S:
-            return
-        view = rates.window(self.history, sample, "ring_latency")
-        p99_ms = view.percentile(99) / 1e6 if view.count else 0.0
-        if p99_ms > limit_ms:
-            self._alerted_s = sample.monotonic_s
-            text = f"p99 {p99_ms:.0f} ms > {limit_ms:g} ms"
+        """Tell subscribers what has begun or ended: slow hops, stale feeds, losses."""
+        before = self.history.oldest or sample
+        why = {check.name: check.why for check in self.health().checks}
+        states = {
+            feed.feed_id: (feed_state(sample, feed, self._watch, self.limits), why.get(f"feed:{feed.name}", ""))
+            for feed in self.book.expected
+        }
+        for alert in self._alerts.look(sample, before, states):
+            record = status_record(
+                alert.code,
+                text=alert.text,
+                feed_id=alert.feed_id,
+                from_sequence=alert.from_sequence,
+                to_sequence=alert.to_sequence,
+            )
             try:
-                self.segments.ring.publish(status_record(StatusCode.LATENCY_ALERT, text=text))
+                self.segments.ring.publish(record)
             except ShmError:  # the ring is gone: the engine is stopping
                 return
 

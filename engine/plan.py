@@ -21,6 +21,7 @@ from typing import Any, Final
 import msgspec
 
 from engine.config import gateway_port, is_loopback, parse_bytes
+from engine.curve import CurveFiles
 from engine.errors import ConfigError
 from engine.settings import Config, FeedSection
 from workers.spec import (
@@ -114,14 +115,17 @@ def make_plan(
     *,
     tokens: tuple[str, ...] = (),
     subscriptions: tuple[SubscriptionSpec, ...] = (),
+    curve: CurveFiles | None = None,
 ) -> Plan:
     """The plan that a configuration asks for, with feeds and subscriptions made over HTTP that shall go on.
 
-    `tokens` are the bearer tokens, for workers that clients reach; `subscriptions` those that have a callback URL.
+    `tokens` are the bearer tokens, for workers that clients reach; `subscriptions` those that have a callback URL;
+    `curve` the keys of the ZeroMQ sockets.
 
     Raises:
         ConfigError: settings that exclude each other.
     """
+    curve = curve or CurveFiles()
     control_endpoint = f"ipc://{ipc_dir / 'control'}"
     if len(str(ipc_dir)) > _MAX_SOCKET_PATH_CHARS - 20:
         raise ConfigError(
@@ -187,6 +191,9 @@ def make_plan(
                     json_port=ports["json"],
                     replay_port=ports["replay"],
                     ipc_dir=str(ipc_dir) if zmq.ipc else "",
+                    server_key_file=curve.server_key_file,
+                    client_keys=curve.client_keys,
+                    journal=str(data_folder(config) / "journal") if config.storage.enabled else "",
                     send_hwm=zmq.send_hwm,
                     reliable=hold_back,
                     spin_us=max(zmq.spin_us, _LOW_LATENCY_SPIN_US) if config.engine.low_latency else zmq.spin_us,

@@ -88,9 +88,23 @@ class HttpSection(Struct, frozen=True, kw_only=True):
 class ZmqSection(Struct, frozen=True, kw_only=True):
     """ZeroMQ endpoints of the fan-out workers; shard N adds N to each port."""
 
-    host: Annotated[str, Meta(description="address to bind; loopback only, sockets beyond it need CURVE keys")] = (
+    host: Annotated[str, Meta(min_length=1, description="address to bind; beyond loopback CURVE keys are needed")] = (
         "127.0.0.1"
     )
+    server_key_file: Annotated[
+        str,
+        Meta(
+            description="file with this engine's CURVE secret key, made by `tickengine keys`, mode 0600; empty = the "
+            "systemd credential zmq_server_key if there is one, else no keys"
+        ),
+    ] = ""
+    client_keys: Annotated[
+        str,
+        Meta(
+            description="who may connect: a folder of .pub files, or a file with a line PUBLIC-KEY NAME for each; read "
+            "again within a second of a change, and who is taken off is disconnected; ipc sockets ask for keys too"
+        ),
+    ] = ""
     base_port: Annotated[
         int, Meta(ge=1, le=65000, description="raw is at base+1, msgpack +11, json +21, replay requests +31")
     ] = 8800

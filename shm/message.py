@@ -250,7 +250,7 @@ def _news_record(values: tuple[Any, ...]) -> dict[str, Any]:
 
 def _status(values: tuple[Any, ...]) -> dict[str, Any]:
     code, from_sequence, to_sequence, text = values[_HEAD_FIELDS : _HEAD_FIELDS + 4]
-    return {
+    data = {
         "timestamp": iso_time(values[1]),
         "code": _CODES.get(code, str(code)),
         "feed_id": values[9],
@@ -258,6 +258,17 @@ def _status(values: tuple[Any, ...]) -> dict[str, Any]:
         "to": to_sequence,
         "text": _text(text),
     }
+    if code == StatusCode.LATENCY_ALERT and from_sequence:
+        # "HOP PROCESS", p99 and threshold in ns: engine/alerts.py
+        hop, _, process = (data["text"] or "").partition(" ")
+        data |= {
+            "state": "raised" if from_sequence > to_sequence else "cleared",
+            "hop": hop,
+            "process": process,
+            "p99_ms": from_sequence / 1e6,
+            "threshold_ms": to_sequence / 1e6,
+        }
+    return data
 
 
 _BUILDERS: Final[dict[int, Callable[[tuple[Any, ...]], dict[str, Any]]]] = {

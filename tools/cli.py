@@ -24,6 +24,7 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "query": ("tools.query", "ask recorded data in SQL"),
     "replay-info": ("tools.replay_info", "say what is in captured files"),
     "shm": ("tools.segments", "list, inspect and clean up shared memory"),
+    "keys": ("tools.keys", "make CURVE keys for ZeroMQ"),
     "doctor": ("tools.doctor", "check this machine and say what to change"),
     "bench": ("tools.bench", "measure the engine on this machine"),
     "config": ("tools.show_config", "print and check the configuration"),

@@ -11,7 +11,7 @@ import json
 import re
 import sys
 from collections.abc import Iterator
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import numpy as np
 
@@ -19,6 +19,9 @@ from shm.errors import ShmError
 from shm.layout import RecordType
 from tools.console import Paint
 from tools.topic_filter import PatternError, TopicFilter
+
+if TYPE_CHECKING:
+    from workers.keys import CurveKeys
 
 _BATCH_SLOTS: Final = 1024
 _IDLE_CHECK_S: Final = 0.5
@@ -53,15 +56,22 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="ENDPOINT",
         help="receive through ZeroMQ, raw endpoint of a shard (default: those of the engine --name)",
     )
+    parser.add_argument("--key", metavar="FILE", help="with --zmq: one's own CURVE secret key (NAME.key)")
+    parser.add_argument(
+        "--server-key",
+        metavar="KEY",
+        help="with --zmq: the engine's public key or its file (default: as the engine --name says)",
+    )
     parser.epilog = (
         "examples:\n  tickengine tail 'tick.AAPL'                one symbol's ticks\n"
         "  tickengine tail 'trade.*' 'bar.BTC*'       several patterns, with globs\n"
         "  tickengine tail --from oldest --count 100  the 100 oldest records still there\n"
         "  tickengine tail quote --json | jq .data.bid\n"
-        "  tickengine tail 'tick.AAPL' --zmq tcp://127.0.0.1:8801\n\n"
+        "  tickengine tail 'tick.AAPL' --zmq tcp://127.0.0.1:8801\n"
+        "  tickengine tail trade --zmq tcp://ticks:8801 --key me.key --server-key server.pub\n\n"
         "Quote patterns, or the shell expands them. Times are the venue's, UTC. Ends after --count, when\n"
         "the engine ends (not with --zmq), or by Ctrl-C.\n\n"
-        "exit status: 0 done, 2 unusable pattern, 3 no such engine, 130 Ctrl-C"
+        "exit status: 0 done, 2 unusable pattern or key, 3 no such engine, 130 Ctrl-C"
     )
 
 
@@ -70,10 +80,11 @@ def run(args: argparse.Namespace) -> int:
     try:
         wanted = TopicFilter(args.patterns)
         endpoints = raw_endpoints(args.zmq, args.name) if args.zmq is not None else []
-    except PatternError as error:
+        keys = _keys(args)
+    except (PatternError, ValueError) as error:
         print(f"tickengine tail: {error}", file=sys.stderr)
         return 2
-    pieces = _from_zmq(endpoints, wanted) if endpoints else _from_rings(args)
+    pieces = _from_zmq(endpoints, wanted, keys) if endpoints else _from_rings(args)
     return _print(pieces, wanted, args)
 
 
@@ -154,11 +165,41 @@ def _from_rings(args: argparse.Namespace) -> Iterator[Piece]:
         readers.close()
 
 
-def _from_zmq(endpoints: list[str], wanted: TopicFilter) -> Iterator[Piece]:
+def _keys(args: argparse.Namespace) -> CurveKeys | None:
+    """The CURVE keys to connect with; None where none are given and the engine asks for none. ValueError."""
+    if args.zmq is None:
+        if args.key or args.server_key:
+            raise ValueError("--key, --server-key: are for --zmq, which is not given")
+        return None
+    from workers.keys import CurveKeys
+
+    server = args.server_key or (_server_key(args.name) if not args.zmq or args.key else "")
+    if args.key and not server:
+        raise ValueError("--key needs --server-key, the engine's public key or its file")
+    if server and not args.key:
+        raise ValueError("this engine's sockets want a key: give --key FILE, made by `tickengine keys`")
+    return CurveKeys.read(args.key, server) if server else None
+
+
+def _server_key(engine: str) -> str:
+    """The public key that an engine on this host says; "" if it has none or is not there."""
+    from shm.status import StatusBlock
+
+    try:
+        block = StatusBlock.attach(engine)
+    except ShmError:
+        return ""
+    try:
+        return str(block.facts.get("curve", ""))
+    finally:
+        block.close()
+
+
+def _from_zmq(endpoints: list[str], wanted: TopicFilter, keys: CurveKeys | None) -> Iterator[Piece]:
     """Messages of the raw endpoints."""
     from workers.subscriber import Subscriber
 
-    with Subscriber(endpoints, wanted.topics()) as subscriber:
+    with Subscriber(endpoints, wanted.topics(), keys=keys) as subscriber:
         for message in subscriber:
             gap = (message.gap.from_sequence, message.gap.to_sequence) if message.gap is not None else None
             kind, _, symbol = message.topic.removeprefix("marketdata.").partition(".")

@@ -26,6 +26,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
 from typing import Final
 
 import numpy as np
@@ -37,7 +38,10 @@ from shm.layout import RECORD_SIZE_BYTES, empty
 from shm.ring import RingReader, RingSet, ring_info
 from workers import topics as topic_table
 from workers._route import JSON, MSGPACK, RAW, RESOLVED, Router
+from workers.chronicle import Chronicle
 from workers.encode import MessageBuilder, encode_json, encode_msgpack
+from workers.errors import SettingsError
+from workers.gate import Gate
 from workers.outlet import Outlet
 from workers.recent import Recent, gap_record
 from workers.replay import ReplayService
@@ -50,7 +54,8 @@ FRAME_RECORDS: Final = 256  # 32 KiB: what a slow subscriber loses at a time, an
 QUEUE_BYTES: Final = 512 << 20  # most that may wait for one stuck subscriber; ZeroMQ itself counts messages only
 PATIENCE_S: Final = 1.0  # with `reliable`: wait for a subscriber that is slow, give up on one that has stopped
 REPLAY_BUSY_NS: Final = 300_000  # what a turn of a busy fan-out may spend on answers from the past
-REPLAY_IDLE_NS: Final = 2_000_000
+REPLAY_IDLE_NS: Final = 300_000  # an idle one looks at its rings as often: a record may come
+REPLAY_DISK_S: Final = 0.0005  # while the journal's thread reads
 REPLAY_WAIT_S: Final = 0.002  # for a second after somebody has asked: the next question seldom stays away
 ENCODE_RECORDS: Final = 2048  # about 15 ms of encoding
 SUBSCRIPTIONS_NS: Final = 2_000_000  # how often a busy fan-out looks for subscriptions; an idle one does at every wake
@@ -87,6 +92,7 @@ class Fanout:
         Raises:
             ShmError: a segment is missing or does not fit, or another process has the shard (WriterBusy).
             WorkerError: an endpoint can't be bound.
+            SettingsError: keys that can't be used, or none for an address beyond loopback.
         """
         self._settings = settings = runtime.settings
         self._runtime = runtime
@@ -98,11 +104,15 @@ class Fanout:
         self._records = empty(self._turn_records)
         self._records_view = memoryview(self._records.view(np.uint8).data)
         self._own = empty(1)
+        self._streams = {ring: ring_info(settings.engine, ring).created_ns for ring in settings.rings}
         self._readers = RingSet(self._attach(ring) for ring in settings.rings)
         self._names: dict[int, bytes] = {topic: name.encode() for topic, name in _SHARD_TOPICS.items()}
         self._symbols: dict[int, str | None] = dict.fromkeys(_SHARD_TOPICS)
         self._builder = MessageBuilder()
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self._gate = self._make_gate()
+        self._drop_later = False  # not while a socket is in the middle of a message
+        guard = self._gate.guard if self._gate is not None else _unguarded
         self._outlets: dict[int, Outlet] = {}
         for bit, kind, port in (
             (RAW, "raw", settings.raw_port),
@@ -116,10 +126,11 @@ class Fanout:
                     min(settings.send_hwm, QUEUE_BYTES // (FRAME_RECORDS * RECORD_SIZE_BYTES)),
                     patience_s=PATIENCE_S if settings.reliable else 0.0,
                     on_wait=self._keep_waiting,
+                    guard=guard,
                 )
                 log.info("%s on %s", kind, ", ".join(listens))
         self._raw = self._outlets.get(RAW)
-        self._replay = self._make_replay() if settings.replay_port else None
+        self._replay = self._make_replay(guard) if settings.replay_port else None
         self._look_again_ns = 0
         self._decide_shard_topics()
         counter = runtime.status.counter
@@ -139,15 +150,30 @@ class Fanout:
         self._subscriptions.set(0)
         self._before = tuple(c.value for c in (self._messages_sent, self._messages_dropped, self._bytes_sent))
 
-    def _make_replay(self) -> ReplayService:
+    def _make_gate(self) -> Gate | None:
+        settings = self._settings
+        if bool(settings.server_key_file) != bool(settings.client_keys):
+            raise SettingsError("server_key_file, client_keys: both or neither")
+        if settings.server_key_file:
+            refused = self._runtime.status.counter("curve_refused")
+            return Gate(self._context, settings.server_key_file, settings.client_keys, on_refused=refused.add)
+        if not _is_loopback(settings.host):
+            raise SettingsError(f"host {settings.host!r} is reachable from other machines, so CURVE keys are needed")
+        return None
+
+    def _make_replay(self, guard: Callable[[zmq.Socket[bytes]], None]) -> ReplayService:
         settings, readers = self._settings, {reader.ring_id: reader for reader in self._readers}
         listens = endpoints(settings, "replay", settings.replay_port)
         past = Recent(self._table, settings.shard, readers, self._router.rings_of, settings.label)
+        chronicle = Chronicle(
+            past, readers, self._streams, table=self._table, shard=settings.shard, journal=settings.journal
+        )
         log.info("replay on %s", ", ".join(listens))
         return ReplayService(
             self._context,
             listens,
             past,
+            chronicle,
             engine=settings.engine,
             shard=settings.shard,
             rings=settings.rings,
@@ -155,6 +181,7 @@ class Fanout:
             instruments=self._instruments,
             status=self._runtime.status,
             published=lambda ring: readers[ring].published,
+            guard=guard,
         )
 
     def _attach(self, ring: int) -> RingReader:
@@ -163,7 +190,7 @@ class Fanout:
         reader = RingReader.attach(
             settings.engine, ring, start=settings.start, label=settings.label, reliable=settings.reliable
         )
-        created_ns = ring_info(settings.engine, ring).created_ns
+        created_ns = self._streams[ring]
         cursor = self._table.cursor(settings.shard, ring, created_ns)
         if cursor == 0:
             self._table.set_cursor(settings.shard, ring, created_ns, reader.sequence)
@@ -190,9 +217,11 @@ class Fanout:
             if replay is not None:
                 replay.look()
                 replay.step(REPLAY_IDLE_NS)
-                if replay.pending:
+                if replay.pending and not replay.waiting:
                     continue
-                if time.monotonic() - replay.asked_at < 1.0:
+                if replay.pending:
+                    wait_s = REPLAY_DISK_S
+                elif time.monotonic() - replay.asked_at < 1.0:
                     wait_s = REPLAY_WAIT_S
             readers[0].spin_ns = spin_ns if came else 0  # nothing came for a whole wait: spinning would be waste
             came = readers.wait(wait_s)
@@ -277,15 +306,26 @@ class Fanout:
 
     def look_for_subscriptions(self) -> None:
         """Take in who subscribed to what; topics that this may concern are decided about anew when they next come."""
+        if self._gate is not None and (self._gate.look() or self._drop_later):
+            self._drop_later = False
+            self._drop_connections()
         changed: list[bytes] = []
         for outlet in self._outlets.values():
             changed += outlet.read_subscriptions()
+        count = sum(outlet.subscriptions for outlet in self._outlets.values())
+        if count != self._subscriptions.value:  # a topic's second subscriber changes nothing else
+            self._subscriptions.set(count)
         if changed:
-            self._subscriptions.set(sum(outlet.subscriptions for outlet in self._outlets.values()))
             for row, name in enumerate(_ROW_PREFIXES):
                 if any(prefix.startswith(name) or name.startswith(prefix) for prefix in changed):
                     self._router.wanted[row * INSTRUMENTS : (row + 1) * INSTRUMENTS] = 0
             self._decide_shard_topics()
+
+    def _drop_connections(self) -> None:
+        for outlet in self._outlets.values():
+            outlet.drop_connections()
+        if self._replay is not None:
+            self._replay.drop_connections()
 
     def _decide_shard_topics(self) -> None:
         for topic in _SHARD_TOPICS:
@@ -310,6 +350,8 @@ class Fanout:
     def _keep_waiting(self) -> bool:
         """Called while a patient outlet waits: the heart beats on, and whoever wants to stop does not wait."""
         self._runtime.beat(time.time_ns())
+        if self._gate is not None:
+            self._drop_later |= self._gate.look()
         return not self._runtime.stopping
 
     def _count(self) -> None:
@@ -329,6 +371,8 @@ class Fanout:
             outlet.close(LINGER_S)
         if self._replay is not None:
             self._replay.close()
+        if self._gate is not None:
+            self._gate.close()
         self._readers.close()
         self._router.close()
         self._table.close()
@@ -337,6 +381,14 @@ class Fanout:
 
 
 _ROW_PREFIXES: Final = [symbol_topic(row + 1, "").encode() for row in range(SYMBOL_TOPICS // INSTRUMENTS)]
+
+
+def _is_loopback(host: str) -> bool:
+    return host in ("localhost", "::1", "[::1]") or host.startswith("127.")
+
+
+def _unguarded(_: zmq.Socket[bytes]) -> None:
+    """Whoever reaches the socket may connect: it listens on loopback, in a folder of the engine's own."""
 
 
 def _open_table(settings: FanoutSettings) -> TopicTable:

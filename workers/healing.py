@@ -32,6 +32,15 @@ UNDER_WAY: Final = 16  # questions asked at the same time; the others wait here,
 _TS_PUBLISH_WORD: Final = 3
 
 
+class PastGap(NamedTuple):
+    """Sequences [from_sequence, to_sequence) of a ring that neither journal nor ring had when a topic was joined."""
+
+    topic: str
+    ring: int
+    from_sequence: int
+    to_sequence: int
+
+
 class Gap(NamedTuple):
     """Records [from_sequence, to_sequence) of a topic that were published and did not arrive here."""
 
@@ -97,18 +106,25 @@ class Topic:
 
 
 class Ask:
-    """A question that is open: records [first, end) of a topic; end 0: its snapshot."""
+    """A question that is open: records [first, end) of a topic; end 0: its past.
 
-    __slots__ = ("deadline", "end", "first", "number", "send_at", "topic")
+    Attributes:
+        next: of a past by time, where the answer before ended.
+    """
+
+    __slots__ = ("deadline", "end", "first", "next", "number", "send_at", "topic")
 
     def __init__(self, topic: Topic, first: int, end: int, now: float) -> None:
         self.topic, self.first, self.end = topic, first, end
         self.send_at = now
         self.deadline = inf  # its time runs from the first attempt to send it
+        self.next: Any = None
         self.number = 0  # id of the request, per endpoint; 0 = none is under way
 
-    def request(self, join_records: int) -> dict[str, Any]:
+    def request(self, join_records: int, join_from_ns: int) -> dict[str, Any]:
         """The request as workers.wire describes it, without its id."""
+        if not self.end and join_from_ns:
+            return {"kind": "time", "topics": [self.topic.name], "from_ns": join_from_ns, "next": self.next}
         if self.end:
             return {"kind": "range", "topic": self.topic.name, "from": self.first, "to": self.end}
         return {"kind": "snapshot", "topic": self.topic.name, "limit": join_records}
@@ -122,14 +138,22 @@ class Healing:
         asks: open questions.
         healed: records that were asked for because they had not arrived, and then did.
         joined: records of before the first message that were handed out.
+        refused: why the past can't be had, (code, sentence), of each refusal that has not been taken.
+        since_ns: topic -> since when its past is complete, ns; later than asked for if so much is not kept.
+        past_gaps: what is missing in it.
         overlapped: records of the stream that the answer to joining had brought already: each is counted at most once.
         gaps, gap_count, records_missed, duplicates, restarts: see workers.subscriber.Subscriber.
     """
 
-    def __init__(self, endpoints: list[bool], *, join_records: int, held_limit: int, timeout_s: float) -> None:
+    def __init__(
+        self, endpoints: list[bool], *, join_records: int, held_limit: int, timeout_s: float, join_from_ns: int = 0
+    ) -> None:
         """`endpoints` says which of them can be asked; nothing is asked of the others."""
         self._can_ask = endpoints
-        self.join_records = join_records
+        self.join_records, self.join_from_ns = join_records, join_from_ns
+        self.refused: deque[tuple[str, str]] = deque(maxlen=GAPS_KEPT)
+        self.since_ns: dict[str, int] = {}
+        self.past_gaps: deque[PastGap] = deque(maxlen=GAPS_KEPT)
         self._held_limit = held_limit
         self._held_records = 0
         self._timeout_s = timeout_s
@@ -143,7 +167,7 @@ class Healing:
 
     def topic(self, name: str, endpoint: int) -> Topic:
         """A topic of which nothing is known."""
-        return Topic(name, endpoint, not (self.join_records and self._can_ask[endpoint]))
+        return Topic(name, endpoint, not ((self.join_records or self.join_from_ns) and self._can_ask[endpoint]))
 
     def join(self, topic: Topic, now: float) -> None:
         """Ask for the past of a topic, if that is wanted; until it is answered, messages are held."""
@@ -218,7 +242,10 @@ class Healing:
         assert topic.held is not None
         topic.held.append(part)
         self._held_records += len(part.records)
-        if self._held_records > self._held_limit and topic.ask is not None:
+        if self.join_from_ns and not topic.joined:  # the past goes on until now: what is dropped is in it
+            while self._held_records > self._held_limit and len(topic.held) > 1:
+                self._held_records -= len(topic.held.popleft().records)
+        elif self._held_records > self._held_limit and topic.ask is not None:
             self.give_up(topic.ask, now)
 
     def due(self, now: float) -> list[Ask]:
@@ -226,6 +253,7 @@ class Healing:
         if now < self._wake_at:
             return []
         for ask in [ask for ask in self.asks if ask.deadline <= now]:
+            self._refuse(ask, "timeout", "no answer")
             self.give_up(ask, now)
         room = UNDER_WAY - len(self._under_way)
         chosen = [ask for ask in self.asks if ask.send_at <= now and (ask.number or (room := room - 1) >= 0)]
@@ -267,9 +295,39 @@ class Healing:
             if header.get("code") == "unknown_symbol" and not ask.end:
                 ask.topic.expected = 1  # of a symbol that nobody knows yet, nothing has been published
                 ask.topic.joined = True
+            self._refuse(ask, str(header.get("code")), str(header.get("error")))
             self.give_up(ask, now)
             return
-        self._fill(ask, header, frames, now)
+        if header.get("kind") == "time":
+            self._tell(ask, header, frames, now)
+        else:
+            self._fill(ask, header, frames, now)
+
+    def _refuse(self, ask: Ask, code: str, why: str) -> None:
+        """Remember that a past by time, which was asked for in so many words, can't be had."""
+        if self.join_from_ns and not ask.topic.joined and code != "other_shard":
+            self.refused.append((code, f"{ask.topic.name}: {why}"))
+            ask.topic.joined = True  # without its past
+
+    def _tell(self, ask: Ask, header: dict[str, Any], frames: list[Any], now: float) -> None:
+        """Part of the past by time: hand it out; after the last part the stream goes on at the number after it."""
+        topic = ask.topic
+        for wire, records in frames:
+            self.ready.append(Message(topic.name, wire.ring, 0, records, None))
+            self.joined += len(records)
+        self.since_ns.setdefault(topic.name, int(header["since_ns"]))
+        self.past_gaps.extend(PastGap(topic.name, *span) for span in header["unavailable"])
+        if header["next"] is not None:
+            del self.asks[ask]
+            self._forget(ask)
+            self._ask(topic, 0, 0, now)
+            assert topic.ask is not None
+            topic.ask.next = header["next"]
+            return
+        topic.joined, topic.expected = True, int(header["topic_sequences"][0]) + 1
+        topic.joined_end = topic.expected
+        topic.newest_ns = max(topic.newest_ns, int(header["as_of_ns"]))
+        self.give_up(ask, now)
 
     def _fill(self, ask: Ask, header: dict[str, Any], frames: list[Any], now: float) -> None:
         topic, end, last = ask.topic, ask.end, int(header.get("topic_sequence", 0))

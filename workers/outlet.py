@@ -27,6 +27,7 @@ from workers.errors import WorkerError
 
 _MAX_IPC_PATH_BYTES: Final = 107  # sun_path, less its NUL
 _RETRY_S: Final = 0.0005
+_REBIND_S: Final = 1.0
 _MORE: Final = int(zmq.SNDMORE | zmq.DONTWAIT)
 _LAST: Final = int(zmq.DONTWAIT)
 
@@ -47,6 +48,26 @@ def bind(socket: zmq.Socket[bytes], endpoint: str) -> None:
         raise WorkerError(f"can not listen on {endpoint}: {error}") from error
 
 
+def rebind(socket: zmq.Socket[bytes], endpoints: Iterable[str]) -> None:
+    """Drop every connection, and listen again on the same endpoints. WorkerError if one can't be had within a second.
+
+    ZeroMQ can end a connection only with all others of its endpoint.
+    """
+    for endpoint in endpoints:
+        if endpoint.startswith("inproc:"):
+            continue
+        socket.unbind(endpoint)
+        deadline = time.monotonic() + _REBIND_S
+        while True:
+            try:
+                socket.bind(endpoint)
+                break
+            except zmq.ZMQError as error:  # the I/O thread has not closed it yet
+                if time.monotonic() > deadline:
+                    raise WorkerError(f"can not listen on {endpoint} again: {error}") from error
+                time.sleep(_RETRY_S)
+
+
 class Outlet:
     """An XPUB socket with its subscriptions.
 
@@ -65,6 +86,7 @@ class Outlet:
         *,
         patience_s: float = 0.0,
         on_wait: Callable[[], bool] = lambda: True,
+        guard: Callable[[zmq.Socket[bytes]], None] = lambda _: None,
     ) -> None:
         """Bind.
 
@@ -73,6 +95,7 @@ class Outlet:
             send_hwm: messages queued for each subscriber.
             patience_s: how long to wait for a full queue before dropping; 0 = never.
             on_wait: called every millisecond or so while waiting; False ends the wait.
+            guard: gets the socket before it is bound, to say who may connect (workers/gate.py).
 
         WorkerError names the endpoint that can't be bound and why.
         """
@@ -89,8 +112,13 @@ class Outlet:
         self._socket.setsockopt(zmq.XPUB_NODROP, 1)
         # The class of pyzmq that does the work: the one above it only looks at arguments never used here (0.3 us each).
         self._send: Any = super(zmq.Socket, self._socket).send
+        guard(self._socket)
         for endpoint in self.endpoints:
             bind(self._socket, endpoint)
+
+    def drop_connections(self) -> None:
+        """Make everybody connect anew: they get what they are still allowed to. WorkerError: see `rebind`."""
+        rebind(self._socket, self.endpoints)
 
     def read_subscriptions(self) -> list[bytes]:
         """Take in who came and went; returns the prefixes that are newly wanted or no longer wanted by anybody."""

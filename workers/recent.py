@@ -140,7 +140,7 @@ class Recent:
         first = max(first, 1)
         end = max(min(end, reader.published + 1), first)
         found = Found(first, end)
-        held = min(max(first, self._oldest(reader)), end)
+        held = min(max(first, self.oldest(reader)), end)
         if held > first:
             found.unavailable.append((first, held))
         found.end = min(end, held + ANSWER_RECORDS)
@@ -209,20 +209,20 @@ class Recent:
         reader, words = self._readers.get(ring), self._words.get(ring)
         if reader is None or words is None:
             return until, np.zeros(0, np.uint64)
-        start = max(start, self._oldest(reader))
+        start = max(start, self.oldest(reader))
         if start >= until:
             return until, np.zeros(0, np.uint64)
         at, to = start % len(words), until % len(words)
         rows = words[at:to] if at < to else np.concatenate((words[at:, :9], words[:to, :9]))
-        hits = np.flatnonzero(self._matches(topic, rows)) + start
+        hits = np.flatnonzero(self.matches(topic, rows)) + start
         times_ns = rows[:, 3].copy()
-        held = _first_held(reader, range(start, until))
+        held = first_held(reader, range(start, until))
         if held < until - start:
             oldest_ns = int(times_ns[held])
             found.oldest_ns = min(found.oldest_ns or oldest_ns, oldest_ns)
         return start + held, hits[hits >= start + held].astype(np.uint64)
 
-    def _matches(self, topic: int, rows: np.ndarray) -> np.ndarray:
+    def matches(self, topic: int, rows: np.ndarray) -> np.ndarray:
         """Which of the record heads in `rows` (shape (n, 9+), uint64) are the topic's; as Router.scan decides."""
         key = rows[:, _KEY_WORD] & _KEY_MASK
         if topic < SYMBOL_TOPICS:
@@ -243,6 +243,10 @@ class Recent:
             mine &= codes != np.uint64(code)
         return mine
 
+    def rows(self, ring: int) -> np.ndarray:
+        """The slots of a ring as they are, shape (depth, 16), uint64: copy, and believe what `first_held` says."""
+        return self._words[ring]
+
     def _copy(self, piece: _Piece, limit: int, found: Found) -> int:
         """Add up to `limit` records of a piece to the answer; returns the number after the last that was dealt with."""
         if piece.turn is not None:
@@ -254,7 +258,7 @@ class Recent:
         reader, slots = self._readers[piece.ring], self._slots[piece.ring]
         sequences, number = piece.sequences[:limit], piece.number
         rows = slots[sequences % np.uint64(len(slots))]
-        lost = _first_held(reader, sequences)
+        lost = first_held(reader, sequences)
         if lost:
             _add_span(found.unavailable, number, number + lost)
             sequences, rows, number = sequences[lost:], rows[lost:], number + lost
@@ -272,12 +276,12 @@ class Recent:
         return number + len(sequences)
 
     @staticmethod
-    def _oldest(reader: RingReader) -> int:
+    def oldest(reader: RingReader) -> int:
         """The oldest sequence that the ring may still hold."""
         return max(1, reader.published + 1 - reader.depth_slots)
 
 
-def _first_held(reader: RingReader, sequences: Sequence[int] | np.ndarray) -> int:
+def first_held(reader: RingReader, sequences: Sequence[int] | np.ndarray) -> int:
     """How many of these ascending sequences the ring no longer holds: what was copied of the others is whole.
 
     Slots are overwritten in order, so all are held from the first on that is.

@@ -35,7 +35,9 @@ from shm.latest import LatestTable, Snapshot
 from shm.layout import RECORD, TYPE_NAMES, RecordType, empty
 from shm.status import ProcessStatus
 from workers import topics
-from workers.outlet import bind
+from workers.chronicle import DISK, Chronicle, TooOld
+from workers.journal_fetch import Place
+from workers.outlet import bind, rebind
 from workers.recent import ANSWER_RECORDS, Found, Past
 from workers.topics import INSTRUMENTS, SYMBOL_TOPICS, TopicTable, topic_index
 from workers.wire import ALERT_TOPIC, BATCH_TOPIC, ERROR_TOPIC, HEADER_SIZE_BYTES, PREFIX, STATUS_TOPIC, pack_header
@@ -56,7 +58,9 @@ SHARD_TOPICS: Final = {
 _TYPES: Final = {name: kind for kind, name in enumerate(TYPE_NAMES) if name and kind != RecordType.STATUS}
 
 Sequence = Annotated[int, Meta(ge=0, le=1 << 62)]
-Job = Generator[None, None, tuple[dict[str, Any], list[bytes]]]
+TOPICS_ASKED: Final = 64
+
+Job = Generator[str | None, None, tuple[dict[str, Any], list[bytes]]]
 
 
 class _Request(Struct, frozen=True, kw_only=True, tag_field="kind", forbid_unknown_fields=True):
@@ -81,6 +85,15 @@ class RingRequest(_Request, frozen=True, kw_only=True, tag="ring"):
     end: Sequence = msgspec.field(name="to")
 
 
+class TimeRequest(_Request, frozen=True, kw_only=True, tag="time"):
+    """Records of topics published in [from_ns, to_ns), to_ns 0 = up to now; `next` as the answer before had it."""
+
+    topics: Annotated[tuple[str, ...], Meta(min_length=1, max_length=TOPICS_ASKED)]
+    from_ns: Sequence
+    to_ns: Sequence = 0
+    next: Annotated[tuple[tuple[int, Sequence, Sequence], ...], Meta(max_length=16)] | None = None
+
+
 class SnapshotRequest(_Request, frozen=True, kw_only=True, tag="snapshot"):
     """Latest values of a topic's or a symbol's instrument, and its last `limit` records."""
 
@@ -97,7 +110,7 @@ class RequestError(Exception):
         self.code = code
 
 
-_decode: Final = msgspec.msgpack.Decoder(RangeRequest | RingRequest | SnapshotRequest).decode
+_decode: Final = msgspec.msgpack.Decoder(RangeRequest | RingRequest | TimeRequest | SnapshotRequest).decode
 _decode_any: Final = msgspec.msgpack.Decoder().decode
 _encode: Final = msgspec.msgpack.Encoder().encode
 
@@ -110,6 +123,7 @@ class ReplayService:
         context: zmq.Context[zmq.Socket[bytes]],
         endpoints: Iterable[str],
         past: Past,
+        chronicle: Chronicle,
         *,
         engine: str,
         shard: int,
@@ -118,17 +132,20 @@ class ReplayService:
         instruments: InstrumentTable,
         status: ProcessStatus,
         published: Callable[[int], int],
+        guard: Callable[[zmq.Socket[bytes]], None] = lambda _: None,
     ) -> None:
-        """Bind, and answer from `past`.
+        """Bind, and answer from `past`; by time, and what that no longer has of a ring, from `chronicle`.
 
         Args:
             rings: the rings that may be asked for.
             published: newest sequence of a ring.
+            guard: gets the socket before it is bound, to say who may connect (workers/gate.py).
 
         WorkerError names the endpoint that can't be bound and why.
         """
         self.endpoints = tuple(endpoints)
-        self._past = past
+        self._past, self._chronicle = past, chronicle
+        self.waiting = False  # whether all that is pending waits for the disk
         self._engine, self._shard, self._rings = engine, shard, frozenset(rings)
         self._table, self._instruments, self._published = table, instruments, published
         self._latest: LatestTable | None = None
@@ -142,8 +159,13 @@ class ReplayService:
         self._socket.sndhwm, self._socket.rcvhwm = ANSWERS_QUEUED, WAITING
         self._socket.setsockopt(zmq.MAXMSGSIZE, REQUEST_BYTES)
         self._socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
+        guard(self._socket)
         for endpoint in self.endpoints:
             bind(self._socket, endpoint)
+
+    def drop_connections(self) -> None:
+        """Make everybody connect anew. WorkerError if an endpoint can't be had again."""
+        rebind(self._socket, self.endpoints)
 
     @property
     def pending(self) -> bool:
@@ -177,10 +199,15 @@ class ReplayService:
     def step(self, budget_ns: int) -> None:
         """Work on what is pending for about that long; at least one slice, of a fraction of a millisecond."""
         until = time.perf_counter_ns() + budget_ns
-        while self._waiting:
+        waiting = 0
+        while self._waiting and waiting < len(self._waiting):
             envelope, number, job = self._waiting[0]
             try:
-                next(job)
+                if next(job) is DISK:
+                    waiting += 1
+                    self._waiting.rotate(-1)
+                else:
+                    waiting = 0
             except StopIteration as done:
                 self._waiting.popleft()
                 header, frames = done.value
@@ -190,7 +217,8 @@ class ReplayService:
                 self._waiting.popleft()
                 self._refuse(envelope, number, error)
             if time.perf_counter_ns() >= until:
-                return
+                break
+        self.waiting = 0 < len(self._waiting) <= waiting
 
     def _refuse(self, envelope: list[bytes], number: Any, error: RequestError) -> None:
         self._refused.add(1)
@@ -213,6 +241,11 @@ class ReplayService:
             request = _decode(body)
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise RequestError("bad_request", str(error)) from error
+        if isinstance(request, TimeRequest):
+            if 0 < request.to_ns < request.from_ns:
+                raise RequestError("bad_request", f"to_ns is {request.to_ns}, must be 0 or not before from_ns")
+            indices = [(self._topic(topic), _symbol_in(topic)) for topic in request.topics]
+            return self._time(request, indices)
         if not isinstance(request, SnapshotRequest) and request.first > request.end:
             raise RequestError("bad_request", f"from is {request.first}, must not be above to, which is {request.end}")
         if isinstance(request, RingRequest):
@@ -254,8 +287,40 @@ class ReplayService:
 
     def _ring(self, request: RingRequest) -> Job:
         found = yield from self._past.ring_range(request.ring, request.first, request.end)
+        if found.unavailable and self._chronicle.has_journal:
+            first, end = found.unavailable[0]
+            recorded = yield from self._chronicle.ring_range(request.ring, first, end)
+            found = recorded or found
         published = self._published(request.ring)
         return {**_covered("ring", found), "ring": request.ring, "published": published}, found.frames
+
+    def _time(self, request: TimeRequest, indices: list[tuple[int, str]]) -> Job:
+        places = None
+        if request.next is not None:
+            places = {ring: Place(stream, sequence) for ring, stream, sequence in request.next}
+            unknown = sorted(set(places) - self._rings)
+            if unknown:
+                raise RequestError("unknown_ring", f"next: ring {unknown[0]}, this shard reads {sorted(self._rings)}")
+        try:
+            told = yield from self._chronicle.told(indices, request.from_ns, request.to_ns, places)
+        except TooOld as error:
+            raise RequestError("no_journal", f"from_ns is {request.from_ns}: {error}") from error
+        except OSError as error:
+            raise RequestError("journal_error", f"the journal can't be read: {error.strerror}") from error
+        header = {
+            "kind": "time",
+            "topics": request.topics,
+            "from_ns": request.from_ns,
+            "to_ns": request.to_ns,
+            "records": told.records,
+            "topics_of": told.topics_of,
+            "unavailable": told.unavailable,
+            "since_ns": told.since_ns,
+            "next": None if told.next is None else [(ring, *place) for ring, place in told.next.items()],
+            "topic_sequences": told.numbers,
+            "as_of_ns": time.time_ns(),
+        }
+        return header, told.frames
 
     def _snapshot(self, topic: str, index: int, limit: int) -> Job:
         end = self._table.sequence(index, self._shard) + 1
@@ -277,7 +342,7 @@ class ReplayService:
         snapshot, records = None, empty(0)
         if latest is not None:
             snapshot, records = latest.join(instrument, min(limit, HISTORY_RECORDS))
-        yield
+        yield None
         header = {"kind": "snapshot", "records": 0, "as_of_ns": time.time_ns(), "history": len(records)}
         header |= _values_of(symbol, snapshot)
         return header, [pack_header(0, len(records), 0) + records.tobytes()] if len(records) else []
@@ -316,8 +381,13 @@ class ReplayService:
     def close(self) -> None:
         """Stop listening; who waits for an answer gets none."""
         self._socket.close(0)
+        self._chronicle.close()
         if self._latest is not None:
             self._latest.close()
+
+
+def _symbol_in(topic: str) -> str:
+    return "" if topic in SHARD_TOPICS else topic.removeprefix(PREFIX).partition(".")[2]
 
 
 def _covered(kind: str, found: Found) -> dict[str, Any]:

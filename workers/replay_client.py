@@ -12,6 +12,7 @@ again what may have been lost with a connection.
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator, Sequence
 from types import TracebackType
 from typing import Any, Final, NamedTuple
 
@@ -20,6 +21,7 @@ import numpy as np
 import zmq
 
 from workers.errors import WorkerError
+from workers.keys import CurveKeys
 from workers.wire import Header, WireError, unpack_frame
 
 RESEND_S: Final = 0.5
@@ -52,7 +54,7 @@ class Answer(NamedTuple):
 class ReplayLink:
     """A connection to one replay socket that never waits."""
 
-    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], endpoint: str) -> None:
+    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], endpoint: str, keys: CurveKeys | None = None) -> None:
         """Connect in the background. zmq.ZMQError if ZeroMQ does not understand the endpoint."""
         self.endpoint = endpoint
         self._reached = False
@@ -60,6 +62,8 @@ class ReplayLink:
         self._last_id = 0
         self.socket = context.socket(zmq.DEALER)
         self.socket.linger = 0
+        if keys is not None:
+            keys.apply(self.socket)
         # Nothing is queued for a connection that is not there: `try_ask` says so instead.
         self.socket.setsockopt(zmq.IMMEDIATE, 1)
         self.socket.setsockopt(zmq.RECONNECT_IVL, 20)
@@ -112,11 +116,19 @@ class ReplayClient:
     """Asks one shard and waits for the answers. Not for several threads."""
 
     def __init__(
-        self, endpoint: str, *, timeout_s: float = 5.0, context: zmq.Context[zmq.Socket[bytes]] | None = None
+        self,
+        endpoint: str,
+        *,
+        timeout_s: float = 5.0,
+        keys: CurveKeys | None = None,
+        context: zmq.Context[zmq.Socket[bytes]] | None = None,
     ) -> None:
-        """Connect to a replay endpoint; `timeout_s` is what an answer may take, connecting included."""
+        """Connect to a replay endpoint; `timeout_s` is what an answer may take, connecting included.
+
+        `keys` are needed where the engine has some: workers.keys.CurveKeys.read.
+        """
         self._timeout_s = timeout_s
-        self._link = ReplayLink(context or zmq.Context.instance(), endpoint)
+        self._link = ReplayLink(context or zmq.Context.instance(), endpoint, keys)
 
     def range(self, topic: str, first: int, end: int) -> Answer:
         """Records [first, end) of a topic; ask on from header["to"] if that is less. Raises ReplayError."""
@@ -125,6 +137,21 @@ class ReplayClient:
     def ring(self, ring: int, first: int, end: int) -> Answer:
         """Records [first, end) of a ring, by ring sequence; as `range` otherwise."""
         return self.ask({"kind": "ring", "ring": ring, "from": first, "to": end})
+
+    def since(self, topics: Sequence[str], from_ns: int, to_ns: int = 0) -> Iterator[Answer]:
+        """Records of topics published in [from_ns, to_ns), to_ns 0 = up to now, answer by answer; see workers.wire.
+
+        The order over all answers is that of `ts_publish`. Raises ReplayError; code "no_journal": too long ago for the
+        rings, and nothing is recorded.
+        """
+        position = None
+        while True:
+            request = {"kind": "time", "topics": list(topics), "from_ns": from_ns, "to_ns": to_ns, "next": position}
+            answer = self.ask(request)
+            yield answer
+            position = answer.header["next"]
+            if position is None:
+                return
 
     def snapshot(self, topic: str = "", *, symbol: str = "", limit: int = 0) -> Answer:
         """Latest values and the last `limit` records of a topic, or of a symbol. Raises ReplayError."""

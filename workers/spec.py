@@ -124,6 +124,9 @@ class FanoutSettings(WorkerSettings, frozen=True, kw_only=True):
     json_port: Port = 8821
     replay_port: Port = 8831
     ipc_dir: str = ""  # folder of the ipc sockets; empty = no ipc endpoints
+    server_key_file: str = ""  # CURVE secret key (workers/keys.py); empty = anybody who reaches the sockets may connect
+    client_keys: str = ""  # file or folder with the public keys of who may connect; both or neither
+    journal: str = ""  # the recorder's journal folder, for replay by time; empty = there is none
     send_hwm: Annotated[int, Meta(ge=1)] = 100_000  # messages queued per subscriber before the newest is dropped
     batch_slots: Positive = 32768  # most records of a turn: busy, the more the more records share a message
     reliable: bool = False  # hold the writers back (bounded) instead of losing records: for replays at full speed

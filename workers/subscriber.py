@@ -37,13 +37,14 @@ import numpy as np
 import zmq
 
 from shm.layout import RECORD, RECORD_SIZE_BYTES
-from workers.healing import Gap, Healing, Message, Part, Topic
+from workers.healing import Gap, Healing, Message, Part, PastGap, Topic
 from workers.wire import HEADER, HEADER_SIZE_BYTES, WIRE_VERSION, replay_endpoint
 
 if TYPE_CHECKING:
+    from workers.keys import CurveKeys
     from workers.replay_client import ReplayLink
 
-__all__ = ["DEFAULT_PORT", "Gap", "Message", "Subscriber", "raw_endpoints"]
+__all__ = ["DEFAULT_PORT", "Gap", "Message", "PastGap", "Subscriber", "raw_endpoints"]
 
 DEFAULT_PORT: Final = 8801
 HELD_RECORDS: Final = 1 << 18  # 32 MiB: most that is held while answers are awaited
@@ -94,8 +95,10 @@ class Subscriber:
         receive_hwm: int = 100_000,
         heal: bool | None = None,
         join_records: int = 0,
+        join_from_ns: int = 0,
         replay_endpoints: Sequence[str] | None = None,
         heal_timeout_s: float = 3.0,
+        keys: CurveKeys | None = None,
         context: zmq.Context[zmq.Socket[bytes]] | None = None,
     ) -> None:
         """Connect and subscribe; returns at once, also where nobody listens yet (ZeroMQ keeps trying).
@@ -107,8 +110,11 @@ class Subscriber:
             heal: ask the replay endpoints for what was lost; None = where there is one.
             join_records: start each topic with up to that many records of before, 0 to 8192; needs `heal`. Topics named
                 by a prefix are joined when their first message comes.
+            join_from_ns: start each topic with all that was published since then (ns, `ts_publish`), from journal and
+                rings; 0 = not. Not together with `join_records`. See `since_ns` and `past_gaps` for what was not kept.
             replay_endpoints: one for each of `endpoints`; None = derived from them (workers.wire.replay_endpoint).
             heal_timeout_s: how long an answer may take before what is missing counts as lost.
+            keys: where the engine has keys, one's own secret and the engine's public one (CurveKeys.read).
             context: the ZeroMQ context to use; None = the process's own.
 
         Raises:
@@ -129,13 +135,17 @@ class Subscriber:
         replays = _replay_endpoints(endpoints, heal, replay_endpoints)
         if not 0 <= join_records <= MAX_JOIN_RECORDS:
             raise ValueError(f"join_records is {join_records}, must be 0 to {MAX_JOIN_RECORDS}")
-        if join_records and not all(replays):
+        if join_from_ns < 0 or (join_from_ns and join_records):
+            raise ValueError(f"join_from_ns is {join_from_ns}, must not be negative, nor stand beside join_records")
+        if (join_records or join_from_ns) and not all(replays):
             raise ValueError(
-                f"join_records is {join_records}, which needs heal and a replay endpoint for each endpoint"
+                f"join_records is {join_records}, join_from_ns {join_from_ns}: "
+                "heal and a replay endpoint for each endpoint are needed"
             )
         self._healing = Healing(
             [bool(replay) for replay in replays],
             join_records=join_records,
+            join_from_ns=join_from_ns,
             held_limit=HELD_RECORDS,
             timeout_s=heal_timeout_s,
         )
@@ -150,20 +160,24 @@ class Subscriber:
         context = context or zmq.Context.instance()
         try:
             for endpoint, replay in zip(endpoints, replays, strict=True):
-                self._connect(context, endpoint, receive_hwm)
-                self._link(context, replay)
+                self._connect(context, endpoint, receive_hwm, keys)
+                self._link(context, replay, keys)
         except BaseException:
             self.close()
             raise
-        if join_records:
+        if join_records or join_from_ns:
             self._join()
 
-    def _connect(self, context: zmq.Context[zmq.Socket[bytes]], endpoint: str, receive_hwm: int) -> None:
+    def _connect(
+        self, context: zmq.Context[zmq.Socket[bytes]], endpoint: str, receive_hwm: int, keys: CurveKeys | None
+    ) -> None:
         socket = context.socket(zmq.SUB)
         self._sockets.append(socket)
         self._topics.append({})
         socket.linger = 0
         socket.rcvhwm = receive_hwm
+        if keys is not None:
+            keys.apply(socket)
         socket.setsockopt(zmq.RECONNECT_IVL, 20)
         socket.setsockopt(zmq.RECONNECT_IVL_MAX, 1000)
         for topic in self._exact | set(self._prefixes):
@@ -172,13 +186,13 @@ class Subscriber:
         self._poller.register(socket, zmq.POLLIN)
         self._all_poller.register(socket, zmq.POLLIN)
 
-    def _link(self, context: zmq.Context[zmq.Socket[bytes]], endpoint: str) -> None:
+    def _link(self, context: zmq.Context[zmq.Socket[bytes]], endpoint: str, keys: CurveKeys | None) -> None:
         if not endpoint:
             self._links.append(None)
             return
         from workers.replay_client import ReplayLink  # msgspec, which a subscriber that never asks does not need
 
-        link = ReplayLink(context, endpoint)
+        link = ReplayLink(context, endpoint, keys)
         self._links.append(link)
         self._all_poller.register(link.socket, zmq.POLLIN)
 
@@ -191,12 +205,20 @@ class Subscriber:
                 self._healing.join(known, now)
 
     def receive(self, timeout_s: float | None = None) -> Message | None:
-        """The next message, waiting up to `timeout_s` seconds for one (None = for ever, 0 = not at all); else None."""
+        """The next message, waiting up to `timeout_s` seconds for one (None = for ever, 0 = not at all); else None.
+
+        Raises ReplayError, once for each topic, if the past that `join_from_ns` asks for can't be had; the next call
+        goes on with what comes.
+        """
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         healing = self._healing
         while True:
             if healing.asks:
                 self._ask()
+            if healing.refused:
+                from workers.replay_client import ReplayError
+
+                raise ReplayError(*healing.refused.popleft())
             if healing.ready:
                 message: Message | None = healing.ready.popleft()
             else:
@@ -220,6 +242,16 @@ class Subscriber:
     def gaps(self) -> deque[Gap]:
         """The last gaps, oldest first."""
         return self._healing.gaps
+
+    @property
+    def since_ns(self) -> dict[str, int]:
+        """With `join_from_ns`: topic -> since when (ns) its past is complete; later than asked for if not kept."""
+        return self._healing.since_ns
+
+    @property
+    def past_gaps(self) -> deque[PastGap]:
+        """With `join_from_ns`: what neither journal nor rings had, by ring and sequence."""
+        return self._healing.past_gaps
 
     @property
     def gap_count(self) -> int:
@@ -296,7 +328,7 @@ class Subscriber:
         for ask in healing.due(now):
             link = self._links[ask.topic.endpoint]
             assert link is not None
-            number = link.try_ask(ask.request(healing.join_records))
+            number = link.try_ask(ask.request(healing.join_records, healing.join_from_ns))
             if number or link.reached or now < self._patient_until:
                 healing.sent(ask, number, now)
             else:

@@ -19,13 +19,15 @@ is one frame, a msgpack map (a DEALER sends that frame alone; a REQ's empty fram
 
     {"kind": "range", "id": 7, "topic": "marketdata.tick.AAPL", "from": 120, "to": 180}    by topic sequence
     {"kind": "ring", "id": 8, "ring": 2, "from": 1000, "to": 2000}                         by ring sequence, any topic
+    {"kind": "time", "id": 10, "topics": ["marketdata.tick.AAPL"], "from_ns": 1792300000000000000, "to_ns": 0}
     {"kind": "snapshot", "id": 9, "topic": "marketdata.tick.AAPL", "limit": 100}           or "symbol": "AAPL"
 
 `id` is the client's own, an integer or a string, and optional. The answer is one message: a msgpack map, then raw
 frames as above, ascending (`ring` answers have ring sequences in the place of topic sequences). The map has
 
     id, kind          as asked; kind "error" instead with `code` and `error`, a sentence that names the field
-                      bad_request, unknown_symbol, unknown_ring, other_shard; busy: ask again later
+                      bad_request, unknown_symbol, unknown_ring, other_shard; busy: ask again later; no_journal: the
+                      rings no longer go back so far, and nothing is recorded; journal_error: can't be read
     from, to          the range that this answer settles; where `to` is less than asked for, ask on from there, unless
                       it is beyond `topic_sequence` (`published` for rings): not published yet
     records           how many the frames have
@@ -36,6 +38,21 @@ frames as above, ascending (`ring` answers have ring sequences in the place of t
                       snapshots: latest values (null where there are none) and, as [ring, sequence] pairs, up to where
                       each ring is in them; `history` counts records in one more frame, the last, which carries the
                       number 0: older records from the latest-value table, whose numbers are not known
+
+`time` asks for up to 64 topics by `ts_publish`, [from_ns, to_ns), to_ns 0 = up to now; out of the journal and, where
+they have it, the rings. Its answer has frames of one topic each, with the number 0 (not known), and
+
+    topics, from_ns, to_ns, records, as_of_ns         as above
+    topics_of         of each frame, the index of its topic in `topics`
+    next              where the next answer begins: ask again with it, {"kind": "time", ..., "next": [...]}, until it is
+                      nil. Records of one answer are older than all of the next; within a topic they are in order
+    topic_sequences   with `next` nil: of each topic the last number given; subscribe first, then ask, and the stream
+                      goes on at the number after it with neither gap nor double
+    since_ns          the past is complete from here on; above from_ns if older records are no longer kept
+    unavailable       [[ring, from, to], ...]: sequences that nobody has: the recorder was overrun, or a file was lost
+
+A `ring` answer, too, comes out of the journal where the ring no longer has it. Topic numbers can't be told from a
+journal, so `range` reaches as far as the rings do.
 
 Used by fan-out and by subscribers; it does no I/O and imports nothing but the record layout.
 """

@@ -83,7 +83,6 @@ def test_the_command_line_goes_before_the_environment_before_the_file_before_the
         ('[replay]\nspeed = "0"\n', ["speed", "greater than 0"]),
         ('[replay]\nspeed = "fast"\n', ["speed = 'fast'", "max"]),
         ("[http]\nport = 8811\n", ["8811", "also a ZeroMQ port"]),
-        ('[zmq]\nhost = "0.0.0.0"\n', ["0.0.0.0", "CURVE"]),
         ("http = 1\n", ["[http]", "section"]),
         ("[http\n", ["not valid TOML"]),
     ],

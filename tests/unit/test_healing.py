@@ -54,7 +54,7 @@ class Topics:
     def send(self, now: float = 0.0, *, connected: bool = True) -> None:
         for ask in self.healing.due(now):
             if connected:
-                self.asked.append(ask.request(self.healing.join_records))
+                self.asked.append(ask.request(self.healing.join_records, 0))
             self.healing.sent(ask, len(self.asked) if connected else 0, now)
         self._collect()
 
