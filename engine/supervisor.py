@@ -45,7 +45,8 @@ from workers.spec import EXIT_SHM as WORKER_EXIT_SHM
 TURN_S: Final = 0.2
 START_TURN_S: Final = 0.02
 PRODUCER_HOLD_S: Final = 5.0  # producers start after this long even if a consumer is still not ready
-NOT_CONSUMERS: Final = ("ingest", "historian")  # producers wait for all others at start
+SPAWNED_LAST: Final = ("historian",)  # at start its imports would only hold up those that ticks need
+NOT_CONSUMERS: Final = ("ingest", *SPAWNED_LAST)  # producers wait for all others at start
 START_FAILURES: Final = 3  # of one worker before it was ever ready: the start has failed
 INGEST_STOP_S: Final = 0.6
 DRAIN_S: Final = 0.4
@@ -109,9 +110,13 @@ class Supervisor:
         return self._block
 
     async def spawn(self) -> None:
-        """Start every process. They import, and wait for their settings: no segment is needed yet."""
+        """Start what ticks wait for. They import, and wait for their settings: no segment is needed yet."""
         self._reaper = Reaper()
-        await asyncio.gather(*(self._spawn(worker) for worker in self.workers.values()))
+        first = [worker for worker in self.workers.values() if worker.plan.role not in SPAWNED_LAST]
+        for worker in self.workers.values():
+            if worker not in first:
+                worker.life.due_s += PRODUCER_HOLD_S  # `start` calls for it before
+        await asyncio.gather(*(self._spawn(worker) for worker in first))
 
     async def start(self, status: StatusBlock, on_ready: Callable[[Worker], None]) -> None:
         """Hand out settings and wait until all workers are ready; `on_ready` hears of each.
@@ -144,6 +149,8 @@ class Supervisor:
                 for worker in self.workers.values():
                     if worker.child is not None:
                         worker.child.release()
+                    elif worker.life.phase is Phase.WAITING:
+                        worker.life.due_s = time.monotonic()
         self._turning = asyncio.create_task(self._turns())
 
     def set_feeds(self, label: str, feeds: tuple[FeedSpec, ...]) -> None:
