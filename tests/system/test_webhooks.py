@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,8 +12,9 @@ import numpy as np
 import pytest
 
 from shm.ledger import DeliveryState, Failure
+from shm.ring import RingWriter
 from tests.children import wait_until
-from tests.system.gateway_process import quotes
+from tests.system.gateway_process import RING, quotes
 from tests.system.receiver import Receiver
 from tests.system.webhooks_process import WebhookStage, subscription
 
@@ -151,14 +154,8 @@ def test_retry_after_is_obeyed(stage: WebhookStage, receiver: Receiver) -> None:
     wait_until(lambda: stage.delivery().failed == 1, "the refusal")
     view = stage.delivery()
     assert view.state is DeliveryState.WAITING
-    assert view.next_attempt_ns > receiver_time_ns() + 1000 * 10**9
+    assert view.next_attempt_ns > time.time_ns() + 1000 * 10**9
     assert len(receiver.deliveries) == 1
-
-
-def receiver_time_ns() -> int:
-    import time
-
-    return time.time_ns()
 
 
 def test_after_many_failures_it_is_parked_and_told_what_it_missed(stage: WebhookStage, receiver: Receiver) -> None:
@@ -266,6 +263,28 @@ def test_what_the_ring_lost_during_a_kill_is_told(engine_name: str, tmp_path: Pa
         assert receiver.sequences() == [*range(1, 101), *range(gap["to"], 3101)]
     finally:
         stage.close()
+
+
+def test_what_was_queued_at_a_stop_is_told_by_the_next_engine(stage: WebhookStage, receiver: Receiver) -> None:
+    receiver.otherwise = "503"
+    spec = subscription(receiver.url)
+    worker = stage.serve(spec)
+    publish(stage, 50)
+    wait_until(lambda: stage.delivery().queued == 50 and stage.delivery().failed > 1, "fifty in vain")
+    worker.send_signal(signal.SIGTERM)
+    assert worker.wait() == 0
+    stage.kill("webhooks")
+    stage.writer.close()
+    stage.writer.unlink()
+    stage.writer = RingWriter.create(stage.engine, RING)
+    receiver.otherwise = "ok"
+    publish(stage, 20)
+    stage.serve(spec)
+    wait_until(lambda: 20 in receiver.sequences(), "what the new ring has")
+    (gap,) = receiver.gaps()
+    assert (gap["from"], gap["to"], gap["count"], gap["reason"]) == (1, 51, 50, "engine restarted")
+    assert receiver.sequences() == list(range(1, 21))
+    assert stage.delivery().lost == 50
 
 
 def test_asleep_it_is_attached_to_nothing(stage: WebhookStage) -> None:

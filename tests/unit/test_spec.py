@@ -11,6 +11,7 @@ import pytest
 
 from workers.spec import (
     MODULES,
+    AnyCommand,
     CacheSettings,
     Done,
     Drain,
@@ -27,6 +28,9 @@ from workers.spec import (
     RecorderSettings,
     Refused,
     ResumeFeed,
+    SetSubscriptions,
+    SubscriptionSpec,
+    WebhookSettings,
     WorkerSettings,
     decode,
     decode_command,
@@ -46,12 +50,18 @@ ROOT = Path(__file__).resolve().parents[2]
 FEED = FeedSpec(
     feed_id=3, name="binance", source="replay", symbols=("BTCUSDT",), options={"files": ["a.gz"], "speed": 2.5}
 )
+SUBSCRIPTION = SubscriptionSpec(
+    key=1, subscription_id="sub_1", topics=("marketdata.*.A*",), callback_url="https://x/", secret="s", priority="low"
+)
 SETTINGS: list[WorkerSettings] = [
     IngestSettings(engine="main", label="ingest-0", ring_id=2, feeds=(FEED,), placement=Placement(rank=0, workers=3)),
     FanoutSettings(engine="main", label="fanout-0", rings=(0, 1, 2), shards=2, shard=1, ipc_dir="/run/x"),
     CacheSettings(engine="main", label="cache", rings=(2, 3), bar_intervals_s=(1, 60, 300)),
     RecorderSettings(engine="main", label="recorder", rings=(0, 1, 2), folder="/var/lib/x/main", fsync="always"),
     HistorianSettings(engine="main", label="historian", endpoint="ipc:///run/x/historian", folder="/var/lib/x/main"),
+    WebhookSettings(
+        engine="main", label="webhooks", rings=(0, 1), ledger="/var/lib/x/l", subscriptions=(SUBSCRIPTION,)
+    ),
 ]
 
 
@@ -82,9 +92,16 @@ def test_settings_that_can_not_work_are_refused_by_key(line: bytes, key: str) ->
 
 
 @pytest.mark.parametrize(
-    "command", [Ping(request_id=1), Drain(request_id=2), PauseFeed(feed_id=7), ResumeFeed(request_id=4, feed_id=7)]
+    "command",
+    [
+        Ping(request_id=1),
+        Drain(request_id=2),
+        PauseFeed(feed_id=7),
+        ResumeFeed(request_id=4, feed_id=7),
+        SetSubscriptions(request_id=5, subscriptions=(SUBSCRIPTION,), removed=(3, 4), unpark=True),
+    ],
 )
-def test_commands_arrive_as_they_were_sent(command: Ping | Drain | PauseFeed | ResumeFeed) -> None:
+def test_commands_arrive_as_they_were_sent(command: AnyCommand) -> None:
     assert decode_command(encode_command(command)) == command
 
 
