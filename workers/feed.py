@@ -155,6 +155,12 @@ class Feed:
         if self.due_ns is None:
             self._finish(now_ns, publisher)
 
+    @property
+    def fds(self) -> tuple[int, ...]:
+        """File descriptors at which something arrives for the source; () where it has none."""
+        fds: tuple[int, ...] = getattr(self._source, "fds", ())
+        return fds
+
     def _show_bar(self, source: Source, now_ns: int) -> None:
         """Say how far a long replay is: every 10 s a line that the control process shows. A loop has no end to tell."""
         share: float | None = None if self.spec.options.get("loop") else getattr(source, "progress", None)

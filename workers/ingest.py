@@ -24,6 +24,7 @@ from shm.errors import ShmFull
 from shm.instruments import InstrumentTable
 from shm.layout import empty
 from shm.ring import RingWriter
+from shm.status import Counter, ProcessStatus
 from workers.errors import SettingsError
 from workers.feed import Feed, Publisher
 from workers.resume import FeedPosition
@@ -81,7 +82,9 @@ class Ingest:
         published_already = position.recover(
             self._publisher.resume_log, spec.feed_id, settings.engine, settings.ring_id
         )
-        context = SourceContext(spec, self._instruments.intern, self._writer.epoch)
+        context = SourceContext(
+            spec, self._instruments.intern, self._writer.epoch, _counters(runtime.status, fresh=fresh)
+        )
         return Feed(
             spec,
             _maker(context),
@@ -128,13 +131,19 @@ class Ingest:
         """
         due_ns = min((feed.due_ns for feed in self._feeds if feed.due_ns is not None), default=None)
         if due_ns is None:
-            self._runtime.wait(MAX_WAIT_S)
+            self._wait(MAX_WAIT_S)
             return
         if due_ns <= served_ns:
             return
         wait_ns = max(due_ns, served_ns + self._min_wait_ns) - time.time_ns()
         if wait_ns > 0:
-            self._runtime.wait(wait_ns / 1e9)
+            self._wait(wait_ns / 1e9)
+
+    def _wait(self, timeout_s: float) -> None:
+        """Sleep; what arrives at a source's socket ends it sooner and makes that feed due."""
+        by_fd = {fd: feed for feed in self._feeds if feed.due_ns is not None for fd in feed.fds}
+        for fd in self._runtime.wait(timeout_s, tuple(by_fd)):
+            by_fd[fd].due_ns = 0
 
     def _obey(self, command: AnyCommand, now_ns: int) -> None:
         """Carry out one command and answer it."""
@@ -192,6 +201,20 @@ def _check_feeds(feeds: tuple[FeedSpec, ...]) -> None:
         if spec.feed_id in seen:
             raise SettingsError(f"feeds {seen[spec.feed_id]} and {spec.name} both have feed_id {spec.feed_id}")
         seen[spec.feed_id] = spec.name
+
+
+def _counters(status: ProcessStatus, *, fresh: bool) -> Callable[[str], Counter]:
+    """Counters by name for a source; `fresh`: they were another feed's, and begin at 0 when first asked for."""
+    known: set[str] = set()
+
+    def counter(name: str) -> Counter:
+        found = status.counter(name)
+        if fresh and name not in known:
+            found.set(0)
+        known.add(name)
+        return found
+
+    return counter
 
 
 def _maker(context: SourceContext) -> Callable[[], Source]:

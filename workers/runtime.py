@@ -123,9 +123,12 @@ class Runtime(Generic[SettingsT]):
         self.status.heartbeat(now_ns)
         self._look(0.0)
 
-    def wait(self, timeout_s: float) -> None:
-        """Sleep up to `timeout_s` seconds, at most MAX_WAIT_S; a signal or a command ends it sooner."""
-        self._look(min(timeout_s, MAX_WAIT_S))
+    def wait(self, timeout_s: float, fds: tuple[int, ...] = ()) -> list[int]:
+        """Sleep up to `timeout_s` seconds, at most MAX_WAIT_S; a signal or a command ends it sooner.
+
+        So does any of `fds` when it is readable; those that are come back.
+        """
+        return self._look(min(timeout_s, MAX_WAIT_S), fds)
 
     def commands(self) -> list[AnyCommand]:
         """Commands not yet handed out, oldest first; answer each with `reply`. Ping and Drain are dealt with here."""
@@ -144,8 +147,8 @@ class Runtime(Generic[SettingsT]):
             except zmq.Again:
                 log.warning("the control process takes no messages: reply dropped")
 
-    def _look(self, timeout_s: float) -> None:
-        readable, _, _ = select.select(self._fds, (), (), max(0.0, timeout_s))
+    def _look(self, timeout_s: float, fds: tuple[int, ...] = ()) -> list[int]:
+        readable, _, _ = select.select([*self._fds, *fds], (), (), max(0.0, timeout_s))
         if self._wake_fd in readable:
             os.read(self._wake_fd, 512)
         if self._stdin_fd in readable and not os.read(self._stdin_fd, 4096):
@@ -153,6 +156,7 @@ class Runtime(Generic[SettingsT]):
             self.stop("the control process is gone (end of standard input)")
         if self._socket is not None:
             self._receive()
+        return [fd for fd in fds if fd in readable]
 
     def _receive(self) -> None:
         import zmq

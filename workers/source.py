@@ -16,6 +16,7 @@ from typing import Any, Final, Protocol, TypeVar
 import msgspec
 import numpy as np
 
+from shm.status import Counter
 from workers.errors import SettingsError
 from workers.spec import FeedSpec
 
@@ -23,6 +24,7 @@ from workers.spec import FeedSpec
 SOURCES: Final[dict[str, tuple[str, str]]] = {
     "simulated": ("workers.sources.simulated", "SimulatedSource"),
     "replay": ("workers.sources.replay", "ReplaySource"),
+    "multicast": ("workers.sources.multicast", "MulticastSource"),
 }
 
 
@@ -35,6 +37,9 @@ class Source(Protocol):
         bytes_received: input bytes taken so far; 0 where there are none.
         position: records handed out so far, if the same input can be had again (`skip`); None for what comes only once.
         next_due_ns: when `poll` has something next (ns since the epoch; now or earlier = at once); None = finished.
+
+    A source of sockets may also have `fds`, a tuple of file descriptors: it is polled before `next_due_ns` once one of
+    them is readable.
     """
 
     errors: int
@@ -69,11 +74,14 @@ class SourceContext:
         intern: gives a symbol its instrument id (shm.instruments.InstrumentTable.intern).
         epoch: epoch of the ring: how often its writer has changed. Seeds and sequence numbers depend on it, so that a
             restarted simulation does not repeat itself.
+        counter: makes or finds a counter of the worker by name (shm.status.ProcessStatus.counter); it outlives a killed
+            worker. None: nobody reads them.
     """
 
     spec: FeedSpec
     intern: Callable[[str], int]
     epoch: int = 0
+    counter: Callable[[str], Counter] | None = None
 
 
 def open_source(context: SourceContext) -> Source:

@@ -20,6 +20,7 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 
 HARNESS = r"""
 #include <stdio.h>
+#include "workers/arbitration.h"
 #include "workers/decoders/binance.h"
 #include "workers/decoders/dbn.h"
 #include "workers/decoders/iex.h"
@@ -52,6 +53,9 @@ int main(void) {
     iex->sink.counts = itch->sink.counts = dbn->sink.counts = binance->sink.counts = &counts;
     itch->orders.limit = dbn->orders.limit = 1000;
     binance->native = 1;
+    iex->book = itch->book = 1;
+    static struct arbiter lines[2];
+    if (!arb_open(&lines[0], ARB_MOLD, 5, 3, 2048) || !arb_open(&lines[1], ARB_IEX_TOPS, 5, 3, 2048)) return 4;
     memset(itch->locate, 0xFE, sizeof itch->locate);
     unsigned char kind;
     unsigned int size;
@@ -78,6 +82,17 @@ int main(void) {
             binance->frames = frames;
             DECODE(binance, binance_run, if (stop == TK_SLOW) SKIP(binance);
                    else symbols_add(&binance->symbols, binance->symbols.missed, 1))
+        } else if (kind == 'A' || kind == 'X') {
+            struct arbiter *a = &lines[kind == 'X'];
+            if (size > 2048 || !a->free_count) size = 0;
+            uint32_t slot = a->free_slot[--a->free_count];
+            memcpy(arb_slot(a, slot), data, size);
+            arb_offer(a, cases % ARB_LINES, slot, size, 1, (int64_t)cases);
+            if (cases % 7 == 0) arb_give_up(a, &a->stream[cases / 7 % ARB_STREAMS]);
+            for (uint32_t i = 0; i < a->frames; i++)
+                if (a->frame[i].offset + a->frame[i].size > (uint64_t)a->slots * 2048) return 5;
+            arb_recycle(a);
+            if (a->free_count + a->held != a->slots) return 6;
         } else if (kind == 'P') {
             struct packets *packets = calloc(1, sizeof *packets);
             struct tk_frame *found = malloc(4 * sizeof *found);
@@ -147,6 +162,7 @@ def test_kernels_stay_in_bounds_on_damaged_input(samples: Path, tmp_path: Path) 
         (b"I", payload) for payload in payloads(iex[:400_000])[::7] if len(payload) > 40
     ]
     seeds += [(b"M", payload) for path in sorted(itch.glob("*.pcap")) for payload in payloads(path.read_bytes())]
+    seeds += [(b"A" if kind == b"M" else b"X", payload) for kind, payload in seeds]
     seeds += [(b"L", payload[20:]) for kind, payload in seeds if kind == b"M"]
     seeds += [(b"D", data[8 + int.from_bytes(data[4:8], "little") :]) for data in dbn]
     seeds += [(b"B", line.split(b" ", 1)[1]) for line in lines if len(line) < 3000]

@@ -112,6 +112,19 @@ def test_a_signal_ends_a_long_wait_at_once(block: StatusBlock, engine_name: str)
     assert "SIGTERM" in logged
 
 
+@pytest.mark.usefixtures("block")
+def test_a_wait_says_which_sockets_have_something(engine_name: str) -> None:
+    body = """import os
+    runtime.ready()
+    (full, filler), (empty, open_end) = os.pipe(), os.pipe()
+    os.write(filler, b"x")
+    assert runtime.wait(60, (full, empty)) == [full]
+    assert runtime.wait(0, (empty,)) == []
+"""
+    code, logged = finish(start(engine_name, body))
+    assert (code, "Traceback" in logged) == (EXIT_CLEAN, False), logged
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="/proc tells whether the handler is there")
 def test_sigterm_before_the_settings_is_a_clean_end() -> None:
     worker = subprocess.Popen(

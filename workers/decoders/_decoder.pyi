@@ -2,6 +2,7 @@ from collections.abc import Callable, Mapping
 from typing import ClassVar
 
 import numpy as np
+from typing_extensions import Buffer
 
 from workers.decoders.protocol import Counters
 
@@ -19,7 +20,7 @@ class NativeDecoder:
         flags: int = 0,
         venue: bytes | None = None,
     ) -> None: ...
-    def feed(self, buffer: bytes, frames: np.ndarray) -> None: ...
+    def feed(self, buffer: Buffer, frames: np.ndarray) -> None: ...
     def feed_message(self, message: bytes, ts_receive: int, port: int = 0) -> None: ...
     def decode(self, out: np.ndarray) -> int: ...
     @property

@@ -14,6 +14,7 @@ class ItchDecoder(NativeDecoder):
         packets: bool = True,
         session_date: date | None = None,
         max_orders: int = ...,
+        book: bool = False,
         source: int = 0,
         feed_id: int = 0,
         flags: int = 0,

@@ -19,6 +19,13 @@ cdef extern from "workers/decoders/orders.h" nogil:
         size_t limit
 
 
+cdef extern from "workers/decoders/book.h" nogil:
+    ctypedef struct tk_books "struct tk_books":
+        pass
+
+    void books_clear(tk_books *books)
+
+
 cdef extern from "workers/decoders/itch.h" nogil:
     enum:
         ITCH_UNKNOWN_LOCATE
@@ -28,6 +35,8 @@ cdef extern from "workers/decoders/itch.h" nogil:
         tk_sink sink
         tk_symbols symbols
         tk_orders orders
+        tk_books books
+        int book
         int packets
         int fixed_day
         int64_t midnight_ns
@@ -54,6 +63,7 @@ cdef class ItchDecoder(NativeDecoder):
     ITCH times count from midnight in New York. `session_date` (datetime.date) says of which day; without it the day is
     that of each frame's receive time, and where that is unknown (0, or in January 1970, as captures without a clock
     have it) times stay ns since midnight, that is on 1970-01-01 UTC. `max_orders` bounds the live orders kept.
+    `book`: keep order books and make quotes of their best prices.
     """
 
     VENUE = b"XNAS"
@@ -65,9 +75,10 @@ cdef class ItchDecoder(NativeDecoder):
         for i in range(65536):
             self.state.locate[i] = ITCH_UNKNOWN_LOCATE
 
-    def __init__(self, intern, *, packets=True, session_date=None, max_orders=1 << 27, **stamp):
+    def __init__(self, intern, *, packets=True, session_date=None, max_orders=1 << 27, book=False, **stamp):
         super().__init__(intern, **stamp)
         self.state.packets = packets
+        self.state.book = book
         self.state.orders.limit = max_orders
         if session_date is not None:
             self.state.fixed_day = True
@@ -76,6 +87,7 @@ cdef class ItchDecoder(NativeDecoder):
     def __dealloc__(self):
         free(self.state.symbols.entry)
         free(self.state.orders.entry)
+        books_clear(&self.state.books)
 
     @property
     def live_orders(self):

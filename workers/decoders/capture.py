@@ -32,6 +32,7 @@ OPTIONS: Final = {
     "protocol": f"of the datagrams in a packet capture: {' or '.join(PROTOCOLS)}; default: found by content",
     "port": "UDP port to read in a packet capture; default: all",
     "date": "session date of ITCH times, YYYY-MM-DD; default: that of the capture time in New York",
+    "book": "true: quotes of the best prices, from ITCH orders and IEX DEEP price levels; default: false",
     "symbol": "whose a Binance depth snapshot is that names none; default: that of the message before it",
     "venue": "venue code of the records; default: the format's own",
 }
@@ -97,6 +98,7 @@ class Capture:
 
     def __init__(self, path: str | os.PathLike[str], intern: Intern, options: Mapping[str, Any], feed_id: int) -> None:
         self._options = _checked(options)
+        self._book = bool(self._options.get("book", False))
         self._symbols: dict[str, int] = {}
         self._intern = _remembering(intern, self._symbols)
         self._feed_id = feed_id
@@ -201,7 +203,9 @@ class Capture:
             from workers.decoders._itch import ItchDecoder
 
             self._container = _containers.LengthReader()
-            self._decoder = ItchDecoder(self._intern, packets=False, session_date=self._options.get("date"), **stamp)
+            self._decoder = ItchDecoder(
+                self._intern, packets=False, session_date=self._options.get("date"), book=self._book, **stamp
+            )
         elif self._layout == "pcap":
             self._container = _containers.PacketReader(int(self._options.get("port", 0)))
             self._begin_packets(stamp)
@@ -238,11 +242,11 @@ class Capture:
         if protocol == "iex":
             from workers.decoders._iex import IexDecoder
 
-            self._decoder = IexDecoder(self._intern, **stamp)
+            self._decoder = IexDecoder(self._intern, book=self._book, **stamp)
         elif protocol == "itch":
             from workers.decoders._itch import ItchDecoder
 
-            self._decoder = ItchDecoder(self._intern, session_date=self._options.get("date"), **stamp)
+            self._decoder = ItchDecoder(self._intern, session_date=self._options.get("date"), book=self._book, **stamp)
         elif self._failure is not None and not seen:
             raise self._failure
         else:
@@ -427,6 +431,8 @@ def _checked(options: Mapping[str, Any]) -> dict[str, Any]:
             raise SettingsError(f"option protocol = {value!r}: {OPTIONS[key]}")
         if key == "port" and not (str(value).isdecimal() and 0 <= int(value) <= 65535):
             raise SettingsError(f"option port = {value!r}: a UDP port, 0 = all")
+        if key == "book" and not isinstance(value, bool):
+            raise SettingsError(f"option book = {value!r}: true or false")
         if key == "venue" and not (isinstance(value, str) and value.isascii() and len(value) <= 8):
             raise SettingsError(f"option venue = {value!r}: at most 8 ASCII characters")
     if isinstance(found.get("date"), str):

@@ -9,10 +9,15 @@
  *   X official price    -> tick of size 0, condition Q (opening) or M (closing)
  *   8, 5 price level    -> level2 of the buy or sell side; last of an event: LAST_OF_BATCH
  *   S D H O P A I E     -> counted: the record has no body for them
+ *
+ * With `book`, price levels are kept: level2 records carry best_bid and best_ask, and the last one of an event is followed by a quote
+ * if the best prices or sizes have changed. A new session of a channel starts with empty books. Joined late, or after a gap,
+ * levels may be missing or stale until then: such quotes are flagged INCOMPLETE.
  */
 #ifndef TK_DECODERS_IEX_H
 #define TK_DECODERS_IEX_H
 
+#include "workers/decoders/book.h"
 #include "workers/decoders/frames.h"
 #include "workers/decoders/sink.h"
 #include "workers/decoders/symbols.h"
@@ -26,6 +31,8 @@ struct iex {
     struct tk_sink sink;
     struct tk_symbols symbols;
     struct iex_stream stream[IEX_STREAMS];
+    struct tk_books books;
+    int book, doubt;    /* books are kept; they may lack levels */
     unsigned streams, replace;
     uint64_t skip;      /* messages of this segment that were had before */
     uint32_t left;      /* messages of this segment not decoded yet */
@@ -56,6 +63,20 @@ static void iex_trade(struct tk_record *record, const uint8_t *m) {
     record->conditions = m[1];
     for (unsigned bit = 0, n = 0; bit < 5; bit++)
         if (m[1] & 0x80u >> bit) record->tick.condition[n++] = letters[bit];
+}
+
+/* A price level into its book; a quote if the event is over and the best has changed. */
+static void iex_level(struct iex *s, struct tk_record *record, const uint8_t *m, uint32_t id, int64_t ts_event,
+                      int64_t ts_receive) {
+    struct book *book = books_find(&s->books, id);
+    if (!book || !book_set(book, record->side, (int64_t)le64(m + 22), le32(m + 18))) {
+        sink_refuse(&s->sink, TK_NO_MEMORY);
+        return;
+    }
+    book_stamp(record, book, 1e4);
+    if (!(m[1] & 1) || !book_changed(book)) return;
+    book_quote(&s->sink, book, id, ts_event, ts_receive, 0, 1e4);
+    if (s->doubt) sink_last(&s->sink)->flags |= TK_FLAG_INCOMPLETE;
 }
 
 /* One message. TK_MISS asks for its symbol and changes nothing; anything else consumes it. */
@@ -110,6 +131,7 @@ static inline enum tk_stop iex_message(struct iex *s, const uint8_t *m, size_t s
         set_level2(record, m[0] == '8' ? TK_SIDE_BUY : TK_SIDE_SELL, iex_price(m + 22), shares,
                    shares ? TK_ACTION_MODIFY : TK_ACTION_DELETE);
         if (m[1] & 1) record->flags |= TK_FLAG_LAST_OF_BATCH;
+        if (s->book) iex_level(s, record, m, symbol->id, ts_event, ts_receive);
         break;
     }
     }
@@ -123,6 +145,12 @@ static struct iex_stream *iex_stream_of(struct iex *s, uint64_t key) {
     if (s->streams < IEX_STREAMS) stream = &s->stream[s->streams++];
     else stream = &s->stream[s->replace++ % IEX_STREAMS];  /* damaged input only: a host joins a handful of channels */
     *stream = (struct iex_stream){key, 0};
+    for (unsigned i = 0; i < s->streams && s->book; i++)
+        if (&s->stream[i] != stream && s->stream[i].key >> 32 == key >> 32) {
+            books_clear(&s->books);
+            s->doubt = 0;
+            break;
+        }
     return stream;
 }
 
@@ -140,8 +168,11 @@ static int iex_segment(struct iex *s, const uint8_t *p, size_t size, int64_t ts_
     if ((size_t)le16(p + 12) + IEX_HEADER_BYTES < size) sink_refuse(sink, TK_TRAILING);
     struct iex_stream *stream = iex_stream_of(s, (uint64_t)le32(p + 4) << 32 | le32(p + 8));
     if (!count) sink->counts->heartbeats++;
-    if (stream->expected && first > stream->expected)
+    if (!stream->expected && first > 1) s->doubt = 1;
+    if (stream->expected && first > stream->expected) {
         sink_gap(sink, le32(p + 8), stream->expected, first, TK_NO_INSTRUMENT, (int64_t)le64(p + 32), ts_receive);
+        s->doubt = 1;
+    }
     if (stream->expected && first < stream->expected) {
         s->skip = stream->expected - first < count ? stream->expected - first : count;
         sink->counts->duplicates += s->skip;

@@ -12,11 +12,15 @@
  *   B broken trade              -> trade flagged CORRECTED; the message names only the match number: price is NaN
  *   S R H Y L V W K J h I N O   -> counted: the record has no body for them; R, and whatever names its stock, teaches
  *                                  the locate code
+ * With `book`: after what changed the best prices, their sizes or counts, a quote of them (source_sequence: the order's
+ * reference), and best_bid and best_ask of level2 records. Books start empty; joined late, or after a gap, they lack orders until
+ * the next start of messages: their quotes are flagged INCOMPLETE.
  * A level2 record's source_sequence is the order reference; a trade's is the match number. One message's records end with
  * LAST_OF_BATCH. E C X D U of an order that was not seen (a capture that starts late) are counted as "unknown order". */
 #ifndef TK_DECODERS_ITCH_H
 #define TK_DECODERS_ITCH_H
 
+#include "workers/decoders/book.h"
 #include "workers/decoders/frames.h"
 #include "workers/decoders/orders.h"
 #include "workers/decoders/sink.h"
@@ -33,6 +37,9 @@ struct itch {
     struct tk_symbols symbols;
     struct tk_orders orders;
     struct mold_stream stream[MOLD_STREAMS];
+    struct tk_books books;
+    struct book *touched;             /* the book that this message changed */
+    int book, doubt;                  /* books are kept; they may lack orders */
     unsigned streams, replace;
     int packets;                      /* frames are MoldUDP64 packets; 0 = runs of length-framed blocks */
     int fixed_day;                    /* midnight_ns was given; 0 = follows the receive time */
@@ -67,6 +74,33 @@ static inline void itch_level2(struct itch *s, uint32_t id, int64_t ts_event, in
     set_level2(record, side, itch_price(price), left, action);
     record->source_sequence = reference;
     record->flags |= (uint16_t)flags;
+    if (s->touched) book_stamp(record, s->touched, 1e4);
+}
+
+/* The order's price level grows or shrinks; `orders` 1 = by a whole order. */
+static inline void itch_book_add(struct itch *s, uint32_t id, unsigned side, int64_t price, uint32_t shares) {
+    if (!s->book) return;
+    s->touched = books_find(&s->books, id);
+    if (!s->touched || !book_add(s->touched, side, price, shares, 1)) sink_refuse(&s->sink, TK_NO_MEMORY);
+}
+
+static inline void itch_book_take(struct itch *s, const struct tk_order *was, uint32_t shares, uint32_t orders) {
+    if (!s->book) return;
+    s->touched = books_find(&s->books, was->instrument_id);
+    if (s->touched) book_take(s->touched, was->side, was->price, shares < was->shares ? shares : was->shares, orders);
+}
+
+/* A reference that lives already (after a gap) is about to be another order's. */
+static inline void itch_book_replace(struct itch *s, uint64_t reference) {
+    const struct tk_order *was = s->book ? orders_find(&s->orders, reference) : NULL;
+    if (was) itch_book_take(s, was, was->shares, 1);
+}
+
+/* The message is done: a quote, if it changed the best prices. */
+static inline void itch_quote(struct itch *s, uint32_t id, int64_t ts_event, int64_t ts_receive, uint64_t reference) {
+    if (!s->touched || !book_changed(s->touched)) return;
+    book_quote(&s->sink, s->touched, id, ts_event, ts_receive, reference, 1e4);
+    if (s->doubt) sink_last(&s->sink)->flags |= TK_FLAG_INCOMPLETE;
 }
 
 static inline struct tk_record *itch_trade(struct itch *s, uint32_t id, int64_t ts_event, int64_t ts_receive,
@@ -87,6 +121,7 @@ static void itch_order(struct itch *s, const uint8_t *m, int64_t ts_event, int64
     uint32_t left = gone < was.shares ? was.shares - gone : 0;
     if (left) order->shares = left;
     else orders_remove(&s->orders, order);
+    itch_book_take(s, &was, gone, !left);
     switch (m[0]) {
     case 'E': case 'C': {
         int printed = m[0] == 'E' || m[31] == 'Y';
@@ -102,8 +137,10 @@ static void itch_order(struct itch *s, const uint8_t *m, int64_t ts_event, int64
         uint32_t shares = be32(m + 27);
         int64_t price = be32(m + 31);
         itch_level2(s, was.instrument_id, ts_event, ts_receive, was.reference, side, was.price, 0, TK_ACTION_DELETE, 0);
+        itch_book_replace(s, be64(m + 19));
         if (!orders_put(&s->orders, be64(m + 19), was.instrument_id, side, price, shares))
             sink_refuse(&s->sink, TK_NO_MEMORY);
+        else itch_book_add(s, was.instrument_id, side, price, shares);
         itch_level2(s, was.instrument_id, ts_event, ts_receive, be64(m + 19), side, price, shares, TK_ACTION_ADD,
                     TK_FLAG_LAST_OF_BATCH);
         break;
@@ -112,6 +149,7 @@ static void itch_order(struct itch *s, const uint8_t *m, int64_t ts_event, int64
         itch_level2(s, was.instrument_id, ts_event, ts_receive, was.reference, side, was.price, left,
                     left ? TK_ACTION_MODIFY : TK_ACTION_DELETE, TK_FLAG_LAST_OF_BATCH);
     }
+    itch_quote(s, was.instrument_id, ts_event, ts_receive, m[0] == 'U' ? be64(m + 19) : was.reference);
 }
 
 /* One message. TK_MISS asks for its symbol and changes nothing; anything else consumes it. */
@@ -135,14 +173,18 @@ static inline enum tk_stop itch_message(struct itch *s, const uint8_t *m, size_t
     sink->counts->messages[m[0]]++;
     if (at && id == TK_REFUSED) return sink_refuse(sink, TK_BAD_SYMBOL), TK_DONE;
     int64_t ts_event = s->midnight_ns + (int64_t)be48(m + 5);
+    s->touched = NULL;
     switch (m[0]) {
     case 'A': case 'F': {
         unsigned side = m[19] == 'B' ? TK_SIDE_BUY : TK_SIDE_SELL;
         if (m[19] != 'B' && m[19] != 'S') return sink_refuse(sink, TK_BAD_VALUE), TK_DONE;
+        itch_book_replace(s, be64(m + 11));
         if (!orders_put(&s->orders, be64(m + 11), id, side, be32(m + 32), be32(m + 20)))
             sink_refuse(sink, TK_NO_MEMORY);
+        else itch_book_add(s, id, side, be32(m + 32), be32(m + 20));
         itch_level2(s, id, ts_event, ts_receive, be64(m + 11), side, be32(m + 32), be32(m + 20), TK_ACTION_ADD,
                     TK_FLAG_LAST_OF_BATCH);
+        itch_quote(s, id, ts_event, ts_receive, be64(m + 11));
         break;
     }
     case 'E': case 'C': case 'X': case 'D': case 'U': itch_order(s, m, ts_event, ts_receive); break;
@@ -160,7 +202,11 @@ static inline enum tk_stop itch_message(struct itch *s, const uint8_t *m, size_t
         else sink_refuse(sink, TK_NO_SYMBOL);
         break;
     case 'S':
-        if (m[11] == 'O') orders_clear(&s->orders);  /* start of messages: a new day, references start again */
+        if (m[11] == 'O') {  /* start of messages: a new day, references start again */
+            orders_clear(&s->orders);
+            books_clear(&s->books);
+            s->doubt = 0;
+        }
         break;
     default: break;
     }
@@ -198,8 +244,11 @@ static int mold_packet(struct itch *s, const uint8_t *p, size_t size, int64_t ts
         sink->counts->heartbeats++;
         count = 0;
     }
-    if (stream->expected && first > stream->expected)
+    if (!stream->expected && first > 1) s->doubt = 1;
+    if (stream->expected && first > stream->expected) {
         sink_gap(sink, mold_session_number(p), stream->expected, first, TK_NO_INSTRUMENT, ts_receive, ts_receive);
+        s->doubt = 1;
+    }
     if (stream->expected && first < stream->expected) {
         s->skip = stream->expected - first < count ? stream->expected - first : count;
         sink->counts->duplicates += s->skip;

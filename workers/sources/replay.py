@@ -30,8 +30,6 @@ from msgspec import Meta
 
 from shm.layout import (
     NO_INSTRUMENT,
-    RECORD_SIZE_BYTES,
-    TYPE_NAMES,
     Flag,
     Priority,
     RecordType,
@@ -41,8 +39,9 @@ from shm.layout import (
 )
 from workers.decoders.capture import Capture, open_capture
 from workers.decoders.protocol import FramingError
-from workers.errors import SettingsError, SourceError
-from workers.source import SourceContext, nearest, read_options
+from workers.errors import SourceError
+from workers.source import SourceContext, read_options
+from workers.sources.selection import Selection
 
 log = logging.getLogger("replay")
 
@@ -71,7 +70,7 @@ class ReplaySource:
         self._options = read_options(context.spec, ReplayOptions)
         self._context = context
         self._files = [Path(name) for name in self._options.files]
-        self._wanted_types, self._wanted_ids = _wanted(context)
+        self._selection = Selection(context)
         self.errors = 0
         self.gaps = 0
         self.bytes_received = 0
@@ -252,7 +251,7 @@ class ReplaySource:
                 self.close()
                 self._file += 1
                 return
-            batch = self._keep_wanted(into[:count])
+            batch = self._selection.keep(into[:count])
             if len(batch):
                 if self._first_of_file is None:
                     self._first_of_file = batch
@@ -265,21 +264,6 @@ class ReplaySource:
         self.errors = errors + sum(counters.malformed.values())
         self.gaps = gaps + counters.gaps
         self.bytes_received = bytes_received + counters.bytes
-
-    def _keep_wanted(self, batch: np.ndarray) -> np.ndarray:
-        """The records of the feed's data types and symbols, moved to the batch's start; status records stay."""
-        if self._wanted_types is None and self._wanted_ids is None:
-            return batch
-        wanted = np.ones(len(batch), dtype=bool)
-        if self._wanted_types is not None:
-            wanted &= self._wanted_types[batch["record_type"]]
-        if self._wanted_ids is not None:
-            wanted &= np.isin(batch["instrument_id"], self._wanted_ids) | (batch["record_type"] == RecordType.STATUS)
-        count = int(np.count_nonzero(wanted))
-        if count < len(batch):
-            rows = batch.view(np.uint8).reshape(-1, RECORD_SIZE_BYTES)
-            rows[:count] = rows[wanted]
-        return batch[:count]
 
 
 class _Clock:
@@ -356,19 +340,3 @@ def _finish(end: np.ndarray, path: Path, records: int) -> np.ndarray:
     finished["to_sequence"] = records
     finished["text"] = path.name.encode()[:40].decode(errors="ignore").encode()
     return finished
-
-
-def _wanted(context: SourceContext) -> tuple[np.ndarray | None, np.ndarray | None]:
-    """Look-up table of the record types that the feed wants, and the ids of its symbols; None = all."""
-    spec = context.spec
-    types = ids = None
-    if spec.data_types:
-        types = np.zeros(256, dtype=bool)
-        types[RecordType.STATUS] = True
-        for name in spec.data_types:
-            if name not in TYPE_NAMES[1:]:
-                raise SettingsError(f"feed {spec.name}: no data type {name!r}{nearest(name, TYPE_NAMES[1:])}")
-            types[TYPE_NAMES.index(name)] = True
-    if spec.symbols:
-        ids = np.array([context.intern(symbol) for symbol in spec.symbols], dtype=np.uint32)
-    return types, ids

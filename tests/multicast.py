@@ -1,0 +1,59 @@
+"""What tests of multicast feeds share: packets of numbered messages, captured datagrams, a sender on loopback."""
+
+from __future__ import annotations
+
+import socket
+import struct
+from pathlib import Path
+
+from workers.decoders._containers import PacketReader
+from workers.decoders.capture_file import CaptureFile
+
+SESSION = b"TESTING001"
+
+
+def mold(first: int, messages: list[bytes], session: bytes = SESSION) -> bytes:
+    """A MoldUDP64 packet."""
+    blocks = b"".join(struct.pack(">H", len(message)) + message for message in messages)
+    return session + struct.pack(">QH", first, len(messages)) + blocks
+
+
+def end_of_session(first: int, session: bytes = SESSION) -> bytes:
+    """What a MoldUDP64 server sends when no more will come; `first` is the number that would be next."""
+    return session + struct.pack(">QH", first, 0xFFFF)
+
+
+def iex(first: int, messages: list[bytes], *, protocol: int = 0x8003, session: int = 7, channel: int = 1) -> bytes:
+    """An IEX-TP segment."""
+    payload = b"".join(struct.pack("<H", len(message)) + message for message in messages)
+    head = struct.pack("<BxHIIHHQQQ", 1, protocol, channel, session, len(payload), len(messages), 0, first, 0)
+    return head + payload
+
+
+def datagrams(path: Path) -> list[bytes]:
+    """The UDP payloads of a packet capture."""
+    reader, file, found = PacketReader(0), CaptureFile(path), []
+    while piece := file.read():
+        batch = reader.feed(piece)
+        for frame in batch.frames:
+            start = int(frame["offset"])
+            found.append(bytes(batch.buffer[start : start + int(frame["size"])]))
+    file.close()
+    return found
+
+
+def free_port() -> int:
+    """A UDP port that nobody on this host listens at."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.bind(("", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def sender() -> socket.socket:
+    """A UDP socket whose multicast packets stay on loopback."""
+    sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    sock.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_IF, socket.inet_aton("127.0.0.1"))
+    sock.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_LOOP, 1)
+    sock.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_TTL, 0)
+    return sock
