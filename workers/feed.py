@@ -105,6 +105,7 @@ class Feed:
         self._next_bar_ns = 0
         self._paused = False
         self._over = False
+        self.fd: int | None = None  # of a live feed: readable when it is to be served, due or not
 
         def counter(name: str) -> Counter:
             return status.counter(f"feed.{spec.feed_id}.{name}")
@@ -155,12 +156,6 @@ class Feed:
         if self.due_ns is None:
             self._finish(now_ns, publisher)
 
-    @property
-    def fds(self) -> tuple[int, ...]:
-        """File descriptors at which something arrives for the source; () where it has none."""
-        fds: tuple[int, ...] = getattr(self._source, "fds", ())
-        return fds
-
     def _show_bar(self, source: Source, now_ns: int) -> None:
         """Say how far a long replay is: every 10 s a line that the control process shows. A loop has no end to tell."""
         share: float | None = None if self.spec.options.get("loop") else getattr(source, "progress", None)
@@ -194,6 +189,7 @@ class Feed:
 
     def _make(self) -> Source:
         source = self._make_source()
+        self.fd = getattr(source, "fd", None)
         self._seen = Progress()
         self._quality.forget()
         self._to_drop = self._published_already
@@ -243,7 +239,7 @@ class Feed:
     def _close(self) -> None:
         if self._source is not None:
             self._source.close()
-            self._source = None
+            self._source, self.fd = None, None
 
     def _publish(self, source: Source, batch: np.ndarray, count: int, now_ns: int, publisher: Publisher) -> None:
         kept = self._quality.check(batch, count)

@@ -67,6 +67,7 @@ class Ingest:
         # A batch that was being published when its writer was killed must still be in the ring (workers/resume.py).
         self._batch = empty(min(settings.batch_slots, self._writer.depth_slots // 4))
         self._publisher = Publisher(self._writer, runtime.status)
+        self._readable: list[int] = []  # descriptors of live feeds that have something
         try:
             self._feeds = [self._make_feed(spec) for spec in settings.feeds]
             for feed in self._feeds:
@@ -106,7 +107,7 @@ class Ingest:
             for command in self._runtime.commands():
                 self._obey(command, now_ns)
             for feed in self._feeds:
-                if feed.due_ns is not None and feed.due_ns <= now_ns:
+                if feed.due_ns is not None and (feed.due_ns <= now_ns or feed.fd in self._readable):
                     feed.serve(self._batch, now_ns, self._publisher)
             self._sleep(now_ns)
 
@@ -127,23 +128,21 @@ class Ingest:
     def _sleep(self, served_ns: int) -> None:
         """Until the next feed is due, but `min_wait_us` at least: records due within that time go together.
 
-        Returns at once if a feed has more at this moment.
+        Returns at once if a feed has more at this moment, and as soon as a live feed's sockets have something.
         """
         due_ns = min((feed.due_ns for feed in self._feeds if feed.due_ns is not None), default=None)
+        fds = [feed.fd for feed in self._feeds if feed.fd is not None and feed.due_ns is not None]
+        self._readable = []
         if due_ns is None:
-            self._wait(MAX_WAIT_S)
+            self._runtime.wait(MAX_WAIT_S)
             return
         if due_ns <= served_ns:
+            if fds:  # one feed that always has more does not keep the others waiting
+                self._readable = self._runtime.wait(0.0, fds)
             return
         wait_ns = max(due_ns, served_ns + self._min_wait_ns) - time.time_ns()
-        if wait_ns > 0:
-            self._wait(wait_ns / 1e9)
-
-    def _wait(self, timeout_s: float) -> None:
-        """Sleep; what arrives at a source's socket ends it sooner and makes that feed due."""
-        by_fd = {fd: feed for feed in self._feeds if feed.due_ns is not None for fd in feed.fds}
-        for fd in self._runtime.wait(timeout_s, tuple(by_fd)):
-            by_fd[fd].due_ns = 0
+        if wait_ns > 0 or fds:
+            self._readable = self._runtime.wait(max(0, wait_ns) / 1e9, fds)
 
     def _obey(self, command: AnyCommand, now_ns: int) -> None:
         """Carry out one command and answer it."""

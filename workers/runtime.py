@@ -25,7 +25,7 @@ import select
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Final, Generic, NoReturn, TypeVar
 
 import msgspec
@@ -123,10 +123,10 @@ class Runtime(Generic[SettingsT]):
         self.status.heartbeat(now_ns)
         self._look(0.0)
 
-    def wait(self, timeout_s: float, fds: tuple[int, ...] = ()) -> list[int]:
-        """Sleep up to `timeout_s` seconds, at most MAX_WAIT_S; a signal or a command ends it sooner.
+    def wait(self, timeout_s: float, fds: Sequence[int] = ()) -> list[int]:
+        """Sleep up to `timeout_s` seconds, at most MAX_WAIT_S; a signal, a command or one of `fds` ends it sooner.
 
-        So does any of `fds` when it is readable; those that are come back.
+        Returns those of `fds` that are readable.
         """
         return self._look(min(timeout_s, MAX_WAIT_S), fds)
 
@@ -147,8 +147,8 @@ class Runtime(Generic[SettingsT]):
             except zmq.Again:
                 log.warning("the control process takes no messages: reply dropped")
 
-    def _look(self, timeout_s: float, fds: tuple[int, ...] = ()) -> list[int]:
-        readable, _, _ = select.select([*self._fds, *fds], (), (), max(0.0, timeout_s))
+    def _look(self, timeout_s: float, fds: Sequence[int] = ()) -> list[int]:
+        readable, _, _ = select.select([*self._fds, *fds] if fds else self._fds, (), (), max(0.0, timeout_s))
         if self._wake_fd in readable:
             os.read(self._wake_fd, 512)
         if self._stdin_fd in readable and not os.read(self._stdin_fd, 4096):

@@ -38,8 +38,8 @@ class Source(Protocol):
         position: records handed out so far, if the same input can be had again (`skip`); None for what comes only once.
         next_due_ns: when `poll` has something next (ns since the epoch; now or earlier = at once); None = finished.
 
-    A source of sockets may also have `fds`, a tuple of file descriptors: it is polled before `next_due_ns` once one of
-    them is readable.
+    A source of sockets also has `fd`, a file descriptor: the worker sleeps on it, and polls before `next_due_ns` when
+    it is readable.
     """
 
     errors: int

@@ -53,7 +53,6 @@ int main(void) {
     for (unsigned n = 1; n <= 20; n++) sendto(tx, data, packet(data, n, 1), 0, (void *)&at, sizeof at);
     sendto(tx, data, packet(data, 21, 20), 0, (void *)&at, sizeof at);  /* 220 bytes: longer than a slot */
     sendto(tx, data, packet(data, 21, 1), 0, (void *)&at, sizeof at);
-    int64_t after = now_ns();
     int got = 0, frames = 0, wrong = 0;
     while (got < 22) {
         struct pollfd ready = {rx, POLLIN, 0};
@@ -64,7 +63,7 @@ int main(void) {
         for (uint32_t i = 0; i < a.frames; i++, frames++) {
             const struct tk_frame *frame = &a.frame[i];
             wrong += a.arena[frame->offset + 17] != frames + 1;
-            wrong += frame->ts_receive < before / 1000 * 1000 || frame->ts_receive > after;
+            wrong += frame->ts_receive < before / 1000 * 1000 || frame->ts_receive > now_ns();  /* not the caller's 7 */
         }
         arb_recycle(&a);
     }

@@ -20,6 +20,7 @@ next poll (which follows at once) may have its successor ask for, or report, wha
 from __future__ import annotations
 
 import logging
+import selectors
 import struct
 from collections.abc import Callable
 from typing import Annotated, Any, Final, Literal
@@ -107,6 +108,8 @@ class MulticastSource:
         self._recovery = Recovery(self._arbiter, policy)
         self._decoder = _decoder(options, context)
         self._report = _Report(context, len(lines), with_server=server is not None)
+        self._selector = selectors.DefaultSelector()
+        self.fd = self._selector.fileno()  # readable when one of the lines is
         self._sockets: list[LineSocket] = []
         self._server: LineSocket | None = None
         self._holes_due_ns: int | None = None
@@ -117,15 +120,12 @@ class MulticastSource:
             if server is not None:
                 self._server = open_rerequest(*server, MAX_LINES, REREQUEST_RCVBUF_BYTES)
                 self._sockets.append(self._server)
+            for opened in self._sockets:
+                self._selector.register(opened.fd, selectors.EVENT_READ)
             self._go_on_from(*self._report.position())
         except BaseException:
             self.close()
             raise
-
-    @property
-    def fds(self) -> tuple[int, ...]:
-        """Sockets that are readable when there is something to poll."""
-        return tuple(line.fd for line in self._sockets)
 
     def poll(self, out: np.ndarray, now_ns: int) -> int:
         """See `Source.poll`. SourceError: a socket failed."""
@@ -191,6 +191,7 @@ class MulticastSource:
 
     def close(self) -> None:
         """Leave the groups. Safe to call twice."""
+        self._selector.close()
         for line in self._sockets:
             line.close()
         self._sockets = []
