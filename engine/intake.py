@@ -105,7 +105,7 @@ class Intake:
     def _report(self, rejected: list[Rejection]) -> None:
         """Tell `marketdata.error` what was not stored: at once, then at most every REPORT_EVERY_S."""
         self._unreported += len(rejected)
-        if time.monotonic() < self._report_at_s:
+        if self._closed or time.monotonic() < self._report_at_s:
             return
         self._report_at_s = time.monotonic() + REPORT_EVERY_S
         text = f"{self._unreported} points rejected: {rejected[0][1]}"

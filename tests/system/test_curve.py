@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -13,7 +15,8 @@ import pytest
 import zmq
 
 from shm.layout import RECORD
-from tests.children import DEADLINE_S, wait_until
+from tests.children import DEADLINE_S, ROOT, wait_until
+from tests.system.engine_process import EngineProcess, wait_for
 from tests.system.fanout_process import FanoutStage, ticks
 from workers.keys import CurveKeys, make_pair
 from workers.replay_client import ReplayClient
@@ -207,3 +210,46 @@ def test_fan_out_does_not_listen_beyond_loopback_without_keys(
         assert "CURVE keys are needed" in capfd.readouterr().err
     finally:
         stage.close()
+
+
+@pytest.mark.slow
+def test_an_engine_with_keys_serves_tail_with_one_and_says_what_is_missing(engine_name: str, tmp_path: Path) -> None:
+    clients = tmp_path / "clients"
+    clients.mkdir()
+    server, _ = make_pair(tmp_path, "server")
+    mine, _ = make_pair(tmp_path, "alice")
+    shutil.copy(tmp_path / "alice.pub", clients)
+    path = tmp_path / "engine.toml"
+    path.write_text(f'[zmq]\nserver_key_file = "{server}"\nclient_keys = "{clients}"\n[simulate]\nenabled = true\n')
+
+    def tail(*options: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "tools", "tail", "quote", "--name", engine_name, "--count", "3", *options]
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=DEADLINE_S, check=False)
+
+    with EngineProcess(engine_name, tmp_path, "--config", str(path)) as engine:
+        engine.wait_ready()
+        shown = tail("--key", str(mine), "--zmq")
+        assert shown.returncode == 0, shown.stderr
+        assert len(shown.stdout.splitlines()) >= 3
+        public, endpoint = str(tmp_path / "server.pub"), f"127.0.0.1:{engine.base + 1}"
+        named = tail("--key", str(mine), "--server-key", public, "--zmq", endpoint)
+        assert named.returncode == 0, named.stderr
+        refused = tail("--zmq")
+        assert refused.returncode == 2
+        assert "give --key" in refused.stderr
+        socket = zmq.Context.instance().socket(zmq.SUB)
+        socket.subscribe(b"")
+        socket.connect(f"tcp://127.0.0.1:{engine.base + 21}")
+
+        def counted() -> bool:
+            lines = engine.get("/metrics/prometheus")[2].decode().splitlines()
+            return any("curve_refused" in line and not line.endswith(" 0.0") for line in lines if line[0] != "#")
+
+        wait_for("the refusal in the metrics", counted)
+        assert socket.poll(0) == 0
+        socket.close(0)
+
+    path.write_text('[zmq]\nhost = "0.0.0.0"\n[simulate]\nenabled = true\n')
+    with EngineProcess(f"{engine_name}x"[:16], tmp_path, "--config", str(path)) as engine:
+        assert engine.process.wait(DEADLINE_S) == 2
+        assert "CURVE keys are needed" in engine.output
