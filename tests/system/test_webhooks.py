@@ -14,9 +14,10 @@ import pytest
 from shm.ledger import DeliveryState, Failure
 from shm.ring import RingWriter
 from tests.children import wait_until
-from tests.system.gateway_process import RING, quotes
+from tests.system.gateway_process import quotes
 from tests.system.receiver import Receiver
 from tests.system.webhooks_process import WebhookStage, subscription
+from tests.system.worker_stage import RING
 
 pytestmark = pytest.mark.slow
 
@@ -218,7 +219,7 @@ def test_a_killed_worker_loses_nothing(stage: WebhookStage, receiver: Receiver, 
     publish(stage, 1000)
     wait_until(lambda: len(receiver.deliveries) >= 3 and stage.delivery().delivered == 200, "two deliveries")
     wait_until(lambda: stage.reader_position() > 1000, "all is read")
-    stage.kill("webhooks")
+    stage.kill_worker("webhooks")
     publish(stage, 500)
     receiver.release.set()
     receiver.otherwise = "ok"
@@ -238,7 +239,7 @@ def test_killed_again_and_again_nothing_is_lost(stage: WebhookStage, receiver: R
         stage.serve(spec, batch_messages=20)
         publish(stage, 1500, turn * 1500)
         delivered_to(stage, turn * 500)
-        stage.kill("webhooks")
+        stage.kill_worker("webhooks")
     stage.serve(spec)
     wait_until(lambda: receiver.sequences()[-1] == 6000, "the last message")
     assert in_order(receiver.sequences()) == list(range(1, 6001))
@@ -253,7 +254,7 @@ def test_what_the_ring_lost_during_a_kill_is_told(engine_name: str, tmp_path: Pa
         stage.serve(spec)
         publish(stage, 100)
         wait_until(lambda: stage.delivery().delivered == 100 and not stage.delivery().queued, "the first hundred")
-        stage.kill("webhooks")
+        stage.kill_worker("webhooks")
         for _ in range(30):
             publish(stage, 100)
         stage.serve(spec)
@@ -273,7 +274,7 @@ def test_what_was_queued_at_a_stop_is_told_by_the_next_engine(stage: WebhookStag
     wait_until(lambda: stage.delivery().queued == 50 and stage.delivery().failed > 1, "fifty in vain")
     worker.send_signal(signal.SIGTERM)
     assert worker.wait() == 0
-    stage.kill("webhooks")
+    stage.kill_worker("webhooks")
     stage.writer.close()
     stage.writer.unlink()
     stage.writer = RingWriter.create(stage.engine, RING)

@@ -8,8 +8,8 @@ from typing import Any
 
 from shm.ledger import DeliveryView, Ledger
 from shm.ring import RingReader
-from tests.system.gateway_process import RING, GatewayStage
 from tests.system.receiver import SECRET
+from tests.system.worker_stage import RING, WorkerStage
 from workers.spec import SubscriptionSpec, WebhookSettings
 
 
@@ -19,7 +19,7 @@ def subscription(url: str, key: int = 1, **changes: Any) -> SubscriptionSpec:
     return SubscriptionSpec(key=key, callback_url=url, **fields)
 
 
-class WebhookStage(GatewayStage):
+class WebhookStage(WorkerStage):
     """Segments, the ledger in `folder`, and the worker, which may deliver to 127.0.0.1 but nowhere else here."""
 
     def __init__(self, engine: str, folder: Path, symbols: list[str], *, depth_slots: int = 65536) -> None:
@@ -31,14 +31,14 @@ class WebhookStage(GatewayStage):
         chosen = {
             "engine": self.engine,
             "label": "webhooks",
-            "rings": (1, RING),
+            "rings": (RING,),
             "ledger": str(self.path),
             "subscriptions": subscriptions,
             "allow_networks": ("127.0.0.1",),
             "timeout_s": 30.0,
             **settings,
         }
-        return self._start(WebhookSettings(**chosen))
+        return self.spawn_ready(WebhookSettings(**chosen))
 
     def delivery(self, key: int = 1) -> DeliveryView:
         """What the ledger says of a subscription."""
