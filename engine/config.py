@@ -20,6 +20,7 @@ from msgspec import Meta, Struct
 
 from engine.errors import ConfigError
 from engine.settings import Config, FeedSection
+from engine.stores import check_addresses
 
 SECTIONS: Final[dict[str, type[Struct]]] = {
     item.name: item.type for item in msgspec.structs.fields(Config) if item.name not in ("feeds", "origins")
@@ -215,6 +216,7 @@ def _check_together(config: Config) -> None:
     }
     if config.http.port in taken:
         raise ConfigError(f"[http] port = {config.http.port} is also a ZeroMQ port; move it or [zmq] base_port")
+    check_addresses(config)
     if config.gateway.enabled:
         _check_gateway(config, taken)
 

@@ -29,6 +29,7 @@ from engine.segments import Segments, make_runtime_dir
 from engine.server import HttpServer, bind, check_free
 from engine.settings import Config
 from engine.store import Store
+from engine.stores import read_passwords
 from engine.subscriptions import Subscriptions
 from engine.subscriptions import specs as webhook_specs
 from engine.supervisor import Supervisor, Worker
@@ -60,6 +61,7 @@ class Control:
         self._stop_why = ""
         self._tokens = read_tokens(config, env)
         self._curve = find_keys(config, env)
+        passwords = read_passwords(config, env)
         folder = runtime_dir(env, config.engine.name)
         self._store = Store(data_folder(config))
         self._stored = self._store.feeds()
@@ -68,7 +70,13 @@ class Control:
         self._subscribed = self._store.subscriptions()
         told = webhook_specs(self._subscribed, self._webhook_secret)
         self._plan: Plan = make_plan(
-            config, folder, hosted(self._stored), tokens=secrets, subscriptions=told, curve=self._curve
+            config,
+            folder,
+            hosted(self._stored),
+            tokens=secrets,
+            subscriptions=told,
+            curve=self._curve,
+            passwords=passwords,
         )
         missing = missing_files(self._plan)
         if missing:

@@ -17,7 +17,7 @@ from typing import Final
 
 from engine.plan import CONTROL_LABEL
 from engine.sample import Sample
-from shm.status import ProcessState
+from shm.status import ProcessState, ProcessView
 
 CADENCE_HALF_LIFE_S: Final = 300.0
 
@@ -53,6 +53,7 @@ class Limits:
     stale_floor_s: float = 2.0
     first_data_s: float = 10.0
     latency_alert_ms: float = 100.0
+    store_lag_s: float = 60.0
 
 
 @dataclass(frozen=True)
@@ -149,7 +150,7 @@ def judge(
     stopping: bool = False,
 ) -> Health:
     """The engine's health at `sample`; losses and latency are those since `before`, the start of the window."""
-    checks = [_check_process(sample, worker, limits) for worker in workers]
+    checks = [_check_process(sample, before, worker, limits) for worker in workers]
     feed_checks = [_check_feed(sample, feed, watch, limits, started=_running(workers, feed)) for feed in feeds]
     active = sum(_is_active(sample, feed, watch, limits) for feed in feeds)
     checks += feed_checks
@@ -167,7 +168,7 @@ def _running(workers: tuple[Expected, ...], feed: FeedExpected) -> bool:
     return own or any(worker.label == feed.label and worker.phase == "running" for worker in workers)
 
 
-def _check_process(sample: Sample, worker: Expected, limits: Limits) -> Check:
+def _check_process(sample: Sample, before: Sample, worker: Expected, limits: Limits) -> Check:
     name = f"process:{worker.label}"
     often = f"{worker.restarts} restart{'s' if worker.restarts != 1 else ''}"
     if worker.failed:
@@ -190,11 +191,28 @@ def _check_process(sample: Sample, worker: Expected, limits: Limits) -> Check:
         )
         why = f"nothing can be written to its folder now (see the log); {behind} records behind, it keeps its position"
         return Check(name, Verdict.DEGRADED, why)
+    behind_why = _mirror_trouble(process, before.process(worker.label), limits) if process.role == "mirror" else ""
+    if behind_why:
+        return Check(name, Verdict.DEGRADED, behind_why)
     if worker.recent:
         return Check(name, Verdict.DEGRADED, f"restarted a moment ago ({often}), last: {worker.last_end}")
     return Check(
         name, Verdict.HEALTHY, f"running on {process.placement or 'any core'}" + (f", {often}" * bool(worker.restarts))
     )
+
+
+def _mirror_trouble(mirror: ProcessView, before: ProcessView | None, limits: Limits) -> str:
+    """What is wrong with a mirror's store; "" if nothing is."""
+    lag_s, records = mirror.gauges.get("lag_seconds", 0.0), mirror.gauges.get("lag_records", 0.0)
+    lag = f"{records:.0f} records, {lag_s:.0f} s, behind the journal"
+    if mirror.gauges.get("store_down"):
+        return f"its database can't be had (see the log); {lag}, it goes on where it was"
+    lost = mirror.counters.get("records_lost", 0) - (before.counters.get("records_lost", 0) if before else 0)
+    if lost > 0:
+        return f"{lost} records had gone from the journal before its database had them; {lag}"
+    if lag_s > limits.store_lag_s:
+        return f"{lag}: its database is slower than the data"
+    return ""
 
 
 def _is_active(sample: Sample, feed: FeedExpected, watch: FeedWatch, limits: Limits) -> bool:

@@ -93,6 +93,7 @@ class Observer:
             stale_floor_s=config.health.stale_floor_s,
             first_data_s=config.health.first_data_s,
             latency_alert_ms=config.health.latency_alert_ms,
+            store_lag_s=config.health.store_lag_s,
         )
         self._alerts = Alerts(self.limits)
 

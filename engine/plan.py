@@ -7,7 +7,7 @@ mapping is
     ring 1   cache                bars
     ring 2+i ingest-i             feeds, dealt out in turn
 
-The recorder reads all of them and writes none.
+The recorder reads all of them and writes none; mirrors follow its journal.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from engine.config import gateway_port, is_loopback, parse_bytes
 from engine.curve import CurveFiles
 from engine.errors import ConfigError
 from engine.settings import Config, FeedSection
+from engine.stores import NO_PASSWORDS, Passwords
 from workers.spec import (
     CacheSettings,
     FanoutSettings,
@@ -31,6 +32,7 @@ from workers.spec import (
     GatewaySettings,
     HistorianSettings,
     IngestSettings,
+    MirrorSettings,
     Placement,
     QualitySettings,
     RecorderSettings,
@@ -48,6 +50,7 @@ RECORDER_LABEL: Final = "recorder"
 CACHE_LABEL: Final = "cache"
 HISTORIAN_LABEL: Final = "historian"
 WEBHOOKS_LABEL: Final = "webhooks"
+MIRROR_LABELS: Final = ("mirror-redis", "mirror-postgres")
 
 _HOLD_BACK_S: Final = 3.0
 _LOW_LATENCY_WAIT_US: Final = 20.0
@@ -116,11 +119,12 @@ def make_plan(
     tokens: tuple[str, ...] = (),
     subscriptions: tuple[SubscriptionSpec, ...] = (),
     curve: CurveFiles | None = None,
+    passwords: Passwords = NO_PASSWORDS,
 ) -> Plan:
     """The plan that a configuration asks for, with feeds and subscriptions made over HTTP that shall go on.
 
     `tokens` are the bearer tokens, for workers that clients reach; `subscriptions` those that have a callback URL;
-    `curve` the keys of the ZeroMQ sockets.
+    `curve` the keys of the ZeroMQ sockets, `passwords` those of the databases.
 
     Raises:
         ConfigError: settings that exclude each other.
@@ -174,6 +178,8 @@ def make_plan(
     ]
     if config.storage.enabled:
         workers.append(_recorder(config, shared(RECORDER_LABEL), rings, hold_back))
+    for label in MIRROR_LABELS:
+        workers += _mirror(config, shared(label), passwords)
     ports = {
         name: zmq.base_port + offset for name, offset in (("raw", 1), ("msgpack", 11), ("json", 21), ("replay", 31))
     }
@@ -227,7 +233,7 @@ def make_plan(
         )
     archive_endpoint = f"ipc://{ipc_dir / HISTORIAN_LABEL}" if config.storage.enabled else ""
     if archive_endpoint:
-        workers.append(_historian(config, shared(HISTORIAN_LABEL), archive_endpoint))
+        workers.append(_historian(config, shared(HISTORIAN_LABEL), archive_endpoint, passwords))
     if config.webhooks.enabled:
         workers.append(_webhooks(config, shared(WEBHOOKS_LABEL), rings, subscriptions))
     wait_us = (
@@ -297,14 +303,16 @@ def _recorder(config: Config, shared: dict[str, Any], rings: tuple[RingPlan, ...
     return WorkerPlan(settings, f"rings {_listed(ring.ring_id for ring in rings)} into {folder}")
 
 
-def _historian(config: Config, shared: dict[str, Any], endpoint: str) -> WorkerPlan:
+def _historian(config: Config, shared: dict[str, Any], endpoint: str, passwords: Passwords) -> WorkerPlan:
     settings = HistorianSettings(
         **shared,
         endpoint=endpoint,
         folder=str(data_folder(config)),
         store_timeout_s=config.http.archive_timeout_s / 2,  # one that is slow leaves the others their time
-        redis_url="",  # the one place where these two are filled in: the stores beside journal and Parquet
-        postgres_dsn="",
+        redis_url=config.redis.url,
+        redis_password=passwords.redis,
+        postgres_dsn=config.postgres.dsn,
+        postgres_password=passwords.postgres,
     )
     return WorkerPlan(settings, "answers GET /data from what is recorded")
 
@@ -335,6 +343,37 @@ def _webhooks(
 def ledger_path(config: Config) -> Path:
     """The file in which the webhooks worker keeps positions and counts (shm/ledger.py)."""
     return data_folder(config) / "webhooks.ledger"
+
+
+def _mirror(config: Config, shared: dict[str, Any], passwords: Passwords) -> list[WorkerPlan]:
+    """The mirror of that label, if its store is configured."""
+    folder, redis, postgres = str(data_folder(config)), config.redis, config.postgres
+    if shared["label"] == "mirror-redis" and redis.url:
+        settings = MirrorSettings(
+            **shared,
+            folder=folder,
+            store="redis",
+            address=redis.url,
+            password=passwords.redis,
+            flush_ms=redis.flush_ms,
+            hours=redis.hours,
+            max_records_per_symbol=redis.max_records_per_symbol,
+        )
+        return [WorkerPlan(settings, f"the journal to Redis, {redis.hours:g} hours of it")]
+    if shared["label"] == "mirror-postgres" and postgres.dsn:
+        settings = MirrorSettings(
+            **shared,
+            folder=folder,
+            store="postgres",
+            address=postgres.dsn,
+            password=passwords.postgres,
+            flush_ms=postgres.flush_ms,
+            retention_days=postgres.retention_days,
+            timescale=postgres.timescale,
+        )
+        kept = f", {postgres.retention_days} days of it" if postgres.retention_days else ""
+        return [WorkerPlan(settings, f"the journal to PostgreSQL{kept}")]
+    return []
 
 
 def http_url(host: str, port: int) -> str:
@@ -380,8 +419,8 @@ def _deal(feeds: tuple[FeedSpec, ...], hands: int) -> list[tuple[FeedSpec, ...]]
 
 def _placements(config: Config, labels: list[str]) -> dict[str, Placement]:
     section = config.placement
-    # The last three want no core unless given one: their clients can wait.
-    known = [*labels, GATEWAY_LABEL, HISTORIAN_LABEL, WEBHOOKS_LABEL]
+    # The last ones want no core unless given one: those they serve can wait.
+    known = [*labels, GATEWAY_LABEL, *MIRROR_LABELS, HISTORIAN_LABEL, WEBHOOKS_LABEL]
     unknown = sorted(set(section.cores) - set(known))
     if unknown:
         raise ConfigError(f"[placement] cores: no worker is labelled {unknown[0]!r}; there are {', '.join(known)}")

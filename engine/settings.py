@@ -317,6 +317,9 @@ class HealthSection(Struct, frozen=True, kw_only=True):
     latency_alert_ms: Annotated[
         float, Meta(ge=0, le=1e6, description="p99 from ring to consumer above this raises an alert; 0 = never")
     ] = 100.0
+    store_lag_s: Annotated[
+        float, Meta(ge=1, le=1e6, description="a database this far behind the journal makes the engine degraded")
+    ] = 60.0
 
 
 class StorageSection(Struct, frozen=True, kw_only=True):
@@ -353,6 +356,36 @@ class StorageSection(Struct, frozen=True, kw_only=True):
     max_parquet: Annotated[ByteSize, Meta(description='the oldest Parquet files go beyond this; "0" = no limit')] = (
         "8GiB"
     )
+
+
+class RedisSection(Struct, frozen=True, kw_only=True):
+    """Redis, filled from the journal (extra `redis`). Its password: TICKENGINE_REDIS_PASSWORD, or a credential."""
+
+    url: Annotated[
+        str, Meta(description='"redis://127.0.0.1:6379/0", also rediss:// and unix://; empty = no Redis')
+    ] = ""
+    hours: Annotated[float, Meta(ge=0.01, le=1e5, description="how long records stay")] = 24.0
+    max_records_per_symbol: Annotated[
+        int, Meta(ge=256, le=100_000_000, description="of each type; the oldest go beyond it, 256 at a time")
+    ] = 20_000
+    flush_ms: Annotated[
+        float, Meta(ge=0, le=60_000, description="how long records gather before they are sent, when few come")
+    ] = 500.0
+
+
+class PostgresSection(Struct, frozen=True, kw_only=True):
+    """PostgreSQL, filled from the journal (extra `postgres`). Its password: PGPASSWORD, or a credential."""
+
+    dsn: Annotated[
+        str, Meta(description='"host=127.0.0.1 dbname=market user=tickengine", or a URL; empty = no PostgreSQL')
+    ] = ""
+    retention_days: Annotated[
+        int, Meta(ge=0, le=36_500, description="how long rows stay, by their time and since they came; 0 = for ever")
+    ] = 365
+    timescale: Annotated[bool, Meta(description="use TimescaleDB where the server has it")] = True
+    flush_ms: Annotated[
+        float, Meta(ge=0, le=60_000, description="how long records gather before they are sent, when few come")
+    ] = 500.0
 
 
 class SimulateSection(Struct, frozen=True, kw_only=True):
@@ -414,6 +447,8 @@ class Config(Struct, frozen=True, kw_only=True):
     supervisor: SupervisorSection = SupervisorSection()
     health: HealthSection = HealthSection()
     storage: StorageSection = StorageSection()
+    redis: RedisSection = RedisSection()
+    postgres: PostgresSection = PostgresSection()
     simulate: SimulateSection = SimulateSection()
     replay: ReplaySection = ReplaySection()
     feeds: tuple[FeedSection, ...] = ()

@@ -65,6 +65,8 @@ BENCHMARKS: dict[str, str] = {
     "parquet_seal": "perf.journal:seal",
     "parquet_hour": "perf.journal:hour",
     "parquet_day": "perf.journal:day",
+    "redis_store": "perf.stores:redis_store",
+    "postgres_copy": "perf.stores:postgres_copy",
     "ingest_json": "perf.api:ingest_json",
     "ingest_msgpack": "perf.api:ingest_msgpack",
     "data_l1": "perf.api:data_l1",

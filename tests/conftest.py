@@ -39,6 +39,28 @@ def engine_name() -> Iterator[str]:
         unlink_segment(segment)
 
 
+@pytest.fixture(scope="session")
+def shared_redis() -> Iterator[object]:
+    """A redis-server for tests that do not disturb it."""
+    from tests.servers import RedisServer
+
+    server = RedisServer("--appendonly", "no")
+    server.start()
+    yield server
+    server.close()
+
+
+@pytest.fixture(scope="session")
+def shared_postgres() -> Iterator[object]:
+    """A PostgreSQL for tests that do not disturb it; what they leave in it must not matter to others."""
+    from tests.servers import PostgresServer
+
+    server = PostgresServer()
+    server.start()
+    yield server
+    server.close()
+
+
 def pytest_unconfigure(config: pytest.Config) -> None:
     """The very last line says how many tests were skipped, and why."""
     reporter = config.pluginmanager.get_plugin("terminalreporter")

@@ -8,6 +8,8 @@ command -v aarch64-linux-gnu-gcc >/dev/null 2>&1 || want="$want gcc-aarch64-linu
 command -v g++ >/dev/null 2>&1 || want="$want g++"
 command -v systemd-analyze >/dev/null 2>&1 || want="$want systemd"
 command -v chromium >/dev/null 2>&1 || want="$want chromium"
+command -v redis-server >/dev/null 2>&1 || want="$want redis-server"
+ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || command -v initdb >/dev/null 2>&1 || want="$want postgresql"
 [ -n "$want" ] || exit 0
 if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null 2>&1; then
     echo "services: not installed here, their tests are skipped:$want"

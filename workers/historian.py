@@ -33,6 +33,7 @@ from workers.journal_tier import JournalTier
 from workers.parquet_tier import ParquetTier
 from workers.runtime import Runtime, main
 from workers.spec import Found, HistorianSettings, Question, decode_question, encode_found
+from workers.store import with_password
 from workers.tier import Key, Tier, Wanted
 from workers.tier_walk import Walked, key_of, walk
 
@@ -130,16 +131,18 @@ class Historian:
 
 
 def _redis(settings: HistorianSettings) -> Tier:
-    from workers.redis_tier import RedisTier  # type: ignore[import-not-found,unused-ignore]
+    from workers.redis_tier import RedisTier
 
-    tier: Tier = RedisTier(settings.redis_url, settings.engine, settings.store_timeout_s)
+    url = with_password(settings.redis_url, settings.redis_password)
+    tier: Tier = RedisTier(url, settings.engine, settings.store_timeout_s)
     return tier
 
 
 def _postgres(settings: HistorianSettings) -> Tier:
-    from workers.postgres_tier import PostgresTier  # type: ignore[import-not-found,unused-ignore]
+    from workers.postgres_tier import PostgresTier
 
-    tier: Tier = PostgresTier(settings.postgres_dsn, settings.engine, settings.store_timeout_s)
+    dsn = with_password(settings.postgres_dsn, settings.postgres_password)
+    tier: Tier = PostgresTier(dsn, settings.engine, settings.store_timeout_s)
     return tier
 
 

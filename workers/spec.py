@@ -21,6 +21,7 @@ MODULES: Final[dict[str, str]] = {
     "cache": "workers.cache",
     "recorder": "workers.recorder",
     "gateway": "workers.gateway",
+    "mirror": "workers.mirror",
     "historian": "workers.historian",
     "webhooks": "workers.webhooks",
 }
@@ -189,7 +190,7 @@ class GatewaySettings(WorkerSettings, frozen=True, kw_only=True):
 
 
 class HistorianSettings(WorkerSettings, frozen=True, kw_only=True):
-    """workers.historian: answers for what L1 no longer has, from the stores below it."""
+    """workers.historian: answers for what L1 no longer has, from the stores below it. The repr leaves these out."""
 
     role: str = "historian"
     endpoint: Annotated[str, Meta(min_length=1)]  # ipc://..., where it listens
@@ -197,7 +198,12 @@ class HistorianSettings(WorkerSettings, frozen=True, kw_only=True):
     store_timeout_s: Annotated[float, Meta(gt=0)] = 5.0  # what one store may take for one question
     max_waiting: Positive = 32  # questions; beyond it they are refused as busy
     redis_url: str = ""  # L2 beside the journal; empty = there is none
+    redis_password: str = ""
     postgres_dsn: str = ""  # L3 beside Parquet; empty = there is none
+    postgres_password: str = ""
+
+    def __repr__(self) -> str:
+        return f"HistorianSettings(label={self.label!r}, folder={self.folder!r}, ...)"
 
 
 class Question(Struct, frozen=True, kw_only=True):
@@ -266,6 +272,26 @@ class WebhookSettings(WorkerSettings, frozen=True, kw_only=True):
     parked_s: Annotated[float, Meta(gt=0)] = 300.0  # until a parked subscription is tried again
     max_deliveries: Positive = 256  # requests under way at a time
     batch_slots: Annotated[int, Meta(ge=1, le=65536)] = 2048  # most records of a ring in one turn
+
+
+class MirrorSettings(WorkerSettings, frozen=True, kw_only=True):
+    """workers.mirror: the journal into one store. The repr leaves out where it is and its password."""
+
+    role: str = "mirror"
+    folder: Annotated[str, Meta(min_length=1)]  # the recorder's, with journal/ in it
+    store: Literal["redis", "postgres"]
+    address: Annotated[str, Meta(min_length=1)]  # URL of Redis, connection string or URL of PostgreSQL
+    password: str = ""  # is not part of the address, so that this can be shown
+    flush_ms: NotNegative = 500.0  # how long records gather before they are sent, when few come
+    max_batch_records: Annotated[int, Meta(ge=1, le=1 << 20)] = 32768  # of one transaction, and a block more
+    timeout_s: Annotated[float, Meta(gt=0)] = 30.0  # a store that does not answer for so long is connected to anew
+    hours: Annotated[float, Meta(gt=0)] = 24.0  # redis: how long records stay
+    max_records_per_symbol: Positive = 20_000  # redis: of each type
+    retention_days: Annotated[int, Meta(ge=0)] = 365  # postgres: 0 = for ever
+    timescale: bool = True  # postgres: use TimescaleDB where it can be had
+
+    def __repr__(self) -> str:
+        return f"MirrorSettings(label={self.label!r}, store={self.store!r}, folder={self.folder!r}, ...)"
 
 
 class Command(Struct, frozen=True, kw_only=True, tag_field="command"):

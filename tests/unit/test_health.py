@@ -200,6 +200,36 @@ def test_a_recorder_that_can_not_write_is_degraded_and_says_so() -> None:
     assert "keeps its position" in why(health, "process:ingest-0")
 
 
+def mirror(now_s: float, *, lost: int = 0, **gauges: float) -> tuple[ProcessView, ...]:
+    """The slot of a mirror, in the place of the ingest worker's."""
+    return (process(now_s, role="mirror", gauges=gauges, counters={"records_lost": lost}),)
+
+
+@pytest.mark.parametrize(
+    ("lost", "gauges", "words"),
+    [
+        (
+            0,
+            {"store_down": 1.0, "lag_records": 70.0, "lag_seconds": 3.0},
+            "can't be had (see the log); 70 records, 3 s",
+        ),
+        (0, {"lag_records": 9e6, "lag_seconds": 61.0}, "9000000 records, 61 s, behind the journal"),
+        (5, {"lag_seconds": 1.0}, "5 records had gone from the journal"),
+    ],
+)
+def test_a_database_that_is_down_slow_or_was_too_late_is_degraded(
+    lost: int, gauges: dict[str, float], words: str
+) -> None:
+    watch = watched((0, 0), (4, 40), (5, 50))
+    before = sample(0, processes=mirror(0))
+    health = verdict(sample(5, 50, processes=mirror(5, lost=lost, **gauges)), watch, before=before)
+    assert health.verdict is Verdict.DEGRADED
+    assert words in why(health, "process:ingest-0")
+    fine = sample(5, 50, processes=mirror(5, lost=lost, lag_records=1e6, lag_seconds=59.0))
+    later = verdict(fine, watch, before=sample(0, processes=mirror(0, lost=lost)))
+    assert later.verdict is Verdict.HEALTHY
+
+
 def test_stored_records_are_those_of_the_journal_and_without_a_recorder_those_of_l1() -> None:
     cache = process(5, label="cache", role="cache", counters={"records_applied": 7})
     recorder = process(5, label="recorder", role="recorder", counters={"records_stored": 5})
