@@ -214,14 +214,36 @@ class FeedAnswer(Struct, kw_only=True):
     message_count: Count
     error_count: Count
     gap_count: Count
-    health_score: Annotated[float, Meta(description="1 delivers without errors, 0 does not deliver")]
-    state: Literal["waiting", "active", "stale", "down", "paused", "ended"]
+    health_score: Annotated[float, Meta(description="1 delivers as ever, 0 does not deliver; see workers/README.md")]
+    state: Annotated[
+        Literal[
+            "waiting",
+            "connecting",
+            "authenticating",
+            "subscribing",
+            "active",
+            "stale",
+            "recovering",
+            "failed",
+            "down",
+            "paused",
+            "ended",
+        ],
+        Meta(description="recovering: tried again soon; failed: too often, tried again after a pause (retry_at)"),
+    ]
     why: str
     process: str
     rate: Annotated[float, Meta(description="records a second, lately")]
     group: str
     rank: Count
     configured: Annotated[bool, Meta(description="by file or command line: can be paused, not changed or removed here")]
+    connections: Annotated[Count | None, Meta(description="of a live feed; null: it has none of its own")]
+    reconnects: Count | None
+    breaker: Literal["closed", "open", "half-open"] | None
+    retry_at: Annotated[Time | None, Meta(description="when a feed that is down is tried again")]
+    silent_symbols: Annotated[Count | None, Meta(description="symbols that are silent for longer than they ever are")]
+    latency_ms: Annotated[float | None, Meta(description="from the venue's clock to ours, lately")]
+    usual_latency_ms: Annotated[float | None, Meta(description="the same, over the last minutes")]
 
 
 FeedDataType = Literal["tick", "quote", "bar", "trade", "level2", "news"]
@@ -235,7 +257,11 @@ class CreateFeed(Struct, kw_only=True, forbid_unknown_fields=True):
     ]
     data_source: Annotated[
         str,
-        Meta(min_length=1, max_length=64, description="mock, replay, internal (what is posted to /data/ingest), ..."),
+        Meta(
+            min_length=1,
+            max_length=64,
+            description="mock, replay, websocket, internal (what is posted to /data/ingest)",
+        ),
     ]
     data_types: Annotated[list[FeedDataType], Meta(max_length=6, description="empty = all that the source has")] = (
         field(default_factory=list)
@@ -246,7 +272,8 @@ class CreateFeed(Struct, kw_only=True, forbid_unknown_fields=True):
         dict[str, Any],
         Meta(
             max_length=64,
-            description='settings of the source: {"rate": 100} of mock, {"file": ..., "speed": 1} of replay',
+            description='settings of the source: {"rate": 100} of mock, {"file": ..., "speed": 1} of replay, '
+            '{"venue": "binance"} of websocket',
         ),
     ] = field(default_factory=dict)
 

@@ -13,17 +13,21 @@ from typing import Any, Final
 import msgspec
 import zmq
 
-from workers.spec import AnyReply, Command, Hello, Refused, decode_reply, encode_command
+from workers.spec import AnyReply, Command, FeedReport, Hello, Refused, decode_reply, encode_command
 
 MAX_WAITING: Final = 1000
 
 
 class CommandChannel:
-    """The control process's end. `greeted` maps a label to the pid that said hello last."""
+    """The control process's end.
+
+    `greeted` maps a label to the pid that said hello last, `reports` a feed's number to what was said of it last.
+    """
 
     def __init__(self, endpoint: str) -> None:
         """Bind; `endpoint` is an ipc address in a folder that only this user may enter."""
         self.greeted: dict[str, int] = {}
+        self.reports: dict[int, FeedReport] = {}
         self._numbers = itertools.count(1)
         self._waiting: dict[int, asyncio.Future[AnyReply]] = {}
         self._context = zmq.Context(io_threads=1)
@@ -70,6 +74,9 @@ class CommandChannel:
                 continue  # only our own user can connect; a worker of another version is restarted by its heartbeat
             if isinstance(reply, Hello):
                 self.greeted[frames[0].decode("utf-8", "replace")] = reply.pid
+            elif isinstance(reply, FeedReport):
+                self.reports[reply.feed_id] = reply
+                continue
             future = self._waiting.get(reply.request_id)
             if future is not None and not future.done():
                 future.set_result(reply)

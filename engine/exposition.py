@@ -26,6 +26,7 @@ from prometheus_client.registry import Collector, CollectorRegistry
 
 from engine.sample import HOPS, Sample
 from shm.histogram import HistogramView
+from workers.spec import FeedReport
 
 # Upper edges of the buckets, ns: 1-2-5 steps from 1 us to 10 s, and some below for spinning readers.
 BUCKETS_NS: Final = (
@@ -47,14 +48,25 @@ _NOT_IN_NAMES: Final = re.compile(r"[^a-z0-9_]")
 class FeedLabel:
     """What the exposition says about a feed beside its counters."""
 
-    __slots__ = ("active", "name", "rate", "source")
+    __slots__ = ("active", "name", "rate", "report", "score", "source")
 
-    def __init__(self, name: str, source: str, rate: float, active: bool) -> None:
-        """`rate` in records per second."""
+    def __init__(
+        self,
+        name: str,
+        source: str,
+        rate: float,
+        active: bool,
+        *,
+        score: float = 0.0,
+        report: FeedReport | None = None,
+    ) -> None:
+        """`rate` in records per second; `report` is a live feed's own."""
         self.name = name
         self.source = source
         self.rate = rate
         self.active = active
+        self.score = score
+        self.report = report
 
 
 class SampleCollector(Collector):
@@ -216,9 +228,27 @@ class SampleCollector(Collector):
         ended = GaugeMetricFamily("marketdata_feed_ended", "1 if the replay has come to its end", labels=per_feed)
         rate = GaugeMetricFamily("marketdata_feed_rate_per_second", "Records a second, lately", labels=per_feed)
         age = GaugeMetricFamily("marketdata_feed_age_seconds", "Time since the feed's last record", labels=per_feed)
+        health = GaugeMetricFamily("marketdata_feed_health", "How well the feed does, 0 to 1", labels=per_feed)
+        reconnects = CounterMetricFamily(
+            "marketdata_feed_reconnects", "Connections made after the first", labels=per_feed
+        )
+        silent = GaugeMetricFamily(
+            "marketdata_feed_silent_symbols", "Symbols silent for longer than they ever are", labels=per_feed
+        )
+        breaker = GaugeMetricFamily("marketdata_feed_breaker_open", "1 while the breaker is open", labels=per_feed)
+        latency = GaugeMetricFamily(
+            "marketdata_feed_venue_latency_seconds", "From the venue's clock to ours, lately", labels=per_feed
+        )
         for feed_id, feed in self._feeds.items():
             counts = sample.feeds.get(feed_id)
             labels = [feed.name, feed.source]
+            health.add_metric(labels, feed.score)
+            if feed.report is not None:
+                reconnects.add_metric(labels, feed.report.reconnects)
+                silent.add_metric(labels, feed.report.silent)
+                breaker.add_metric(labels, float(feed.report.breaker == "open"))
+                if feed.report.latency_ms is not None:
+                    latency.add_metric(labels, feed.report.latency_ms / 1e3)
             records.add_metric(labels, counts.records if counts else 0)
             gaps.add_metric(labels, counts.gaps if counts else 0)
             active.add_metric(labels, float(feed.active))
@@ -226,7 +256,7 @@ class SampleCollector(Collector):
             rate.add_metric(labels, feed.rate)
             if counts is not None and counts.last_update_ns:
                 age.add_metric(labels, max(0.0, (sample.now_ns - counts.last_update_ns) / 1e9))
-        yield from (records, gaps, active, ended, rate, age)
+        yield from (records, gaps, active, ended, rate, age, health, reconnects, silent, breaker, latency)
 
     def _hops(self) -> Iterator[Any]:
         hop = HistogramMetricFamily(

@@ -28,6 +28,7 @@ from workers.spec import (
     AddFeed,
     AnyReply,
     Command,
+    FeedReport,
     FeedSpec,
     IngestSettings,
     PauseFeed,
@@ -39,6 +40,7 @@ from workers.spec import (
 FIRST_NUMBER: Final = 1001  # of feeds added; those of the configuration count from 1
 LAST_NUMBER: Final = 65535
 MAX_PER_WORKER: Final = 100  # numbers one worker hosts in a run: each takes nine of its 1024 counters
+REPORT_VALID_NS: Final = 5_000_000_000
 ALL_SYMBOLS: Final = "*"
 HTTP_SOURCE: Final = "internal"  # what arrives at POST /data/ingest; no worker hosts it
 
@@ -56,6 +58,8 @@ class Workers(Protocol):
 
 class Commands(Protocol):
     """What is needed of the command channel."""
+
+    reports: dict[int, FeedReport]
 
     async def ask(self, label: str, command: Command, timeout_s: float = 2.0) -> AnyReply:
         """Send a command, wait for its reply."""
@@ -139,6 +143,11 @@ class Feeds:
     def expected(self) -> tuple[FeedExpected, ...]:
         """Every feed as health judges it, in order of `entries`."""
         return tuple(FeedExpected(e.spec.feed_id, e.spec.name, e.label) for e in self.entries.values())
+
+    def reports(self, now_ns: int) -> dict[int, FeedReport]:
+        """What workers say of their live feeds, by number. One that has fallen silent is not quoted."""
+        told = self._commands.reports if self._commands is not None else {}
+        return {number: report for number, report in told.items() if now_ns - report.at_ns < REPORT_VALID_NS}
 
     def get(self, feed_id: str) -> Entry | None:
         """A feed by its id."""

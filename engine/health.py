@@ -18,6 +18,7 @@ from typing import Final
 from engine.plan import CONTROL_LABEL
 from engine.sample import Sample
 from shm.status import ProcessState, ProcessView
+from workers.spec import FeedReport
 
 CADENCE_HALF_LIFE_S: Final = 300.0
 
@@ -217,19 +218,25 @@ def _mirror_trouble(mirror: ProcessView, before: ProcessView | None, limits: Lim
 
 def _is_active(sample: Sample, feed: FeedExpected, watch: FeedWatch, limits: Limits) -> bool:
     cadence = watch.feeds.get(feed.feed_id)
+    report = sample.reports.get(feed.feed_id)
+    if report is not None and cadence is not None and not cadence.paused:
+        return report.state == "live"
     if cadence is None or cadence.ended or cadence.down or cadence.paused or cadence.records == 0:
         return False
     return watch.silent_s(feed.feed_id, sample.monotonic_s) <= watch.allowed_s(feed.feed_id, limits)
 
 
 def feed_state(sample: Sample, feed: FeedExpected, watch: FeedWatch, limits: Limits) -> str:
-    """One word: waiting, active, stale, down, paused, ended."""
+    """One word: waiting, active, stale, down, paused, ended; of a live feed also those of its session."""
     cadence = watch.feeds.get(feed.feed_id)
     if cadence is None:
         return "waiting"
     if cadence.ended:
         return "ended"
-    if cadence.down:
+    report = sample.reports.get(feed.feed_id)
+    if report is not None and not cadence.paused:
+        return {"live": "active", "closed": "down"}.get(report.state, report.state)
+    if cadence.down and not cadence.paused:
         return "down"
     if cadence.paused:
         return "paused"
@@ -247,6 +254,9 @@ def _check_feed(sample: Sample, feed: FeedExpected, watch: FeedWatch, limits: Li
     if not started:
         return Check(name, Verdict.DEGRADED, f"its process {feed.label} is not running")
     counts = sample.feeds.get(feed.feed_id)
+    report = sample.reports.get(feed.feed_id)
+    if report is not None and state != "paused":
+        return _check_live(name, report, state, sample.now_ns)
     silent_s = watch.silent_s(feed.feed_id, sample.monotonic_s)
     if state == "down":
         return Check(name, Verdict.DEGRADED, "the source can not be had; it keeps trying")
@@ -266,6 +276,20 @@ def _check_feed(sample: Sample, feed: FeedExpected, watch: FeedWatch, limits: Li
     gaps = f", {counts.gaps} gaps" if counts is not None and counts.gaps else ""
     errors = f", {counts.errors} errors" if counts is not None and counts.errors else ""
     return Check(name, Verdict.HEALTHY, f"delivers{gaps}{errors}")
+
+
+def _check_live(name: str, report: FeedReport, state: str, now_ns: int) -> Check:
+    """A feed that judges itself: by each instrument's cadence, which is not to be seen from here."""
+    why = report.why
+    if report.retry_at_ns:
+        why += f"; next try in {max(0.0, (report.retry_at_ns - now_ns) / 1e9):.0f} s"
+        if report.breaker == "open":
+            why += " (breaker open)"
+    if state != "active":
+        return Check(name, Verdict.DEGRADED, f"{state}: {why}")
+    if report.degraded:
+        return Check(name, Verdict.DEGRADED, f"{why}; health {report.health_score:.2f}")
+    return Check(name, Verdict.HEALTHY, f"{why}, {report.reconnects} reconnects" if report.reconnects else why)
 
 
 def _check_readers(sample: Sample, before: Sample) -> list[Check]:

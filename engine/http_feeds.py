@@ -21,6 +21,7 @@ from shm.errors import BadArgument
 from shm.instruments import check_symbol
 
 MAX_OPTIONS_BYTES: Final = 8192
+FAILED_STATES: Final = ("down", "recovering", "failed", "stale")  # asked for again, such a feed is started anew
 
 FeedId = Annotated[str, Parameter(min_length=1, max_length=64, description="feed_id, as in GET /feeds")]
 
@@ -61,7 +62,7 @@ async def create_feed(
         rank=data.rank,
         options=data.options,
     )
-    failed = [view.spec.name for view in observer.feeds() if view.state == "down"]
+    failed = [view.spec.name for view in observer.feeds() if view.state in FAILED_STATES]
     try:
         entry, status = await observer.book.create(wanted, failed=failed)
     except FeedError as error:

@@ -28,7 +28,7 @@ from engine.tiers import Tiers
 from shm.errors import ShmError
 from shm.latest import LatestTable
 from shm.ring import status_record
-from workers.spec import FeedSpec
+from workers.spec import FeedReport, FeedSpec
 
 MAX_AGE_S: Final = 0.25  # a request is answered from a sample at most this old
 FORGET_EVERY_S: Final = 10.0
@@ -49,6 +49,7 @@ class FeedView:
     rate: float
     why: str
     label: str
+    report: FeedReport | None
 
 
 class Observer:
@@ -155,6 +156,7 @@ class Observer:
                     rate=rates.feed_rate(self.history, sample, spec.feed_id),
                     why=whys[f"feed:{spec.name}"].why,
                     label=expected.label,
+                    report=sample.reports.get(spec.feed_id),
                 )
             )
         return views
@@ -163,7 +165,14 @@ class Observer:
         """The exposition of this moment."""
         sample = self.current()
         feeds = {
-            view.spec.feed_id: FeedLabel(view.spec.name, view.entry.data_source, view.rate, view.active)
+            view.spec.feed_id: FeedLabel(
+                view.spec.name,
+                view.entry.data_source,
+                view.rate,
+                view.active,
+                score=feed_score(view),
+                report=view.report,
+            )
             for view in self.feeds()
         }
         rate = rates.messages_rate(self.history, sample)
@@ -205,12 +214,14 @@ class Observer:
             self._latest = None
 
     def _take(self) -> Sample:
+        now_ns = time.time_ns()
         self._current = take_sample(
             self.config.engine.name,
             self.segments.status,
             [ring.ring_id for ring in self.plan.rings],
             symbols=len(self.segments.instruments),
-            now_ns=time.time_ns(),
+            now_ns=now_ns,
+            reports=self.book.reports(now_ns),
             monotonic_s=time.monotonic(),
         )
         return self._current
@@ -257,6 +268,15 @@ class Observer:
                 self.segments.ring.publish(record)
             except ShmError:  # the ring is gone: the engine is stopping
                 return
+
+
+def feed_score(view: FeedView) -> float:
+    """How well a feed does, 0 to 1: its own word if it is live, else the share of records without an error."""
+    if view.report is not None and view.state != "paused":
+        return view.report.health_score
+    if view.state not in ("active", "ended") or not view.records:
+        return 0.0
+    return 1.0 - min(1.0, view.errors / view.records)
 
 
 def checks_of(health: Health, prefix: str) -> list[Check]:

@@ -15,7 +15,7 @@ import msgspec
 from engine import answers, rates
 from engine.exposition import tier_counts
 from engine.health import Verdict
-from engine.observer import FeedView, Observer
+from engine.observer import FeedView, Observer, feed_score
 from engine.sample import HOPS, Sample
 from shm.errors import ShmError
 from shm.histogram import HistogramView
@@ -117,7 +117,7 @@ def process(observer: Observer, sample: Sample, label: str) -> answers.ProcessAn
 
 def feed(view: FeedView) -> answers.FeedAnswer:
     """One entry of GET /feeds."""
-    score = 1.0 - min(1.0, view.errors / view.records) if view.records else 0.0
+    report = view.report if view.state != "paused" else None
     return answers.FeedAnswer(
         feed_id=view.spec.name,
         symbol=",".join(view.spec.symbols) or "*",
@@ -129,7 +129,7 @@ def feed(view: FeedView) -> answers.FeedAnswer:
         message_count=view.records,
         error_count=view.errors,
         gap_count=view.gaps,
-        health_score=score if view.state in ("active", "ended") else 0.0,
+        health_score=feed_score(view),
         state=view.state,  # type: ignore[arg-type]  # feed_state gives no other words
         why=view.why,
         process=view.label,
@@ -137,6 +137,13 @@ def feed(view: FeedView) -> answers.FeedAnswer:
         group=view.entry.added.group if view.entry.added else "",
         rank=view.entry.added.rank if view.entry.added else 0,
         configured=view.entry.added is None,
+        connections=report.connections if report else None,
+        reconnects=report.reconnects if report else None,
+        breaker=report.breaker if report else None,  # type: ignore[arg-type]  # the breaker has no other states
+        retry_at=iso_time(report.retry_at_ns) if report and report.retry_at_ns else None,
+        silent_symbols=report.silent if report else None,
+        latency_ms=report.latency_ms if report else None,
+        usual_latency_ms=report.usual_latency_ms if report else None,
     )
 
 

@@ -18,6 +18,7 @@ from shm.errors import ShmError
 from shm.histogram import HistogramView
 from shm.ring import ReaderInfo, RingInfo, list_readers, ring_info
 from shm.status import ProcessView, RingEntry, StatusBlock
+from workers.spec import FeedReport
 
 WINDOW_S: Final = 10.0
 INTERVAL_S: Final = 1.0
@@ -62,6 +63,7 @@ class Sample:
     feeds: dict[int, FeedCounts]
     symbols: int
     resources: dict[str, Resources] = field(default_factory=dict)
+    reports: dict[int, FeedReport] = field(default_factory=dict)  # of live feeds, by feed id
 
     def process(self, label: str) -> ProcessView | None:
         """One process by its label."""
@@ -96,7 +98,14 @@ class Sample:
 
 
 def take_sample(
-    engine: str, status: StatusBlock, ring_ids: Iterable[int], *, symbols: int, now_ns: int, monotonic_s: float
+    engine: str,
+    status: StatusBlock,
+    ring_ids: Iterable[int],
+    *,
+    symbols: int,
+    now_ns: int,
+    monotonic_s: float,
+    reports: dict[int, FeedReport] | None = None,
 ) -> Sample:
     """Read everything once. A ring that can't be read (removed under us, no descriptor left) is left out."""
     rings: dict[int, RingInfo] = {}
@@ -118,6 +127,7 @@ def take_sample(
         feeds=feed_counts(processes),
         symbols=symbols,
         resources={process.label: used for process in processes if (used := resources_of(process.pid)) is not None},
+        reports=reports or {},
     )
 
 

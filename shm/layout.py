@@ -113,6 +113,7 @@ class StatusCode(enum.IntEnum):
     END_OF_REPLAY = 7
     WRITER_RESTARTED = 8
     REJECTED = 9
+    FEED_DEGRADED = 10
     FEED_STALE = 11
     FEED_RECOVERED = 12
 

@@ -20,7 +20,15 @@ from tools.console import bytes_text, count_text, duration_text
 from tools.observer import View
 
 _VERDICT_STYLE: Final = {Verdict.HEALTHY: "green", Verdict.DEGRADED: "yellow", Verdict.UNHEALTHY: "bold red"}
-_FEED_STYLE: Final = {"active": "green", "waiting": "dim", "ended": "dim", "stale": "bold red", "down": "bold red"}
+_FEED_STYLE: Final = {
+    "active": "green",
+    "waiting": "dim",
+    "ended": "dim",
+    "stale": "bold red",
+    "down": "bold red",
+    "recovering": "bold red",
+    "failed": "bold red",
+}
 _HOP_MEANING: Final = {
     "feed_latency": "received -> published",
     "ring_latency": "published -> read",

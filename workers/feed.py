@@ -28,11 +28,12 @@ from workers.errors import SettingsError, WorkerError
 from workers.quality import Quality
 from workers.resume import Entry, FeedPosition, ResumeLog
 from workers.source import Source
-from workers.spec import FeedSpec, QualitySettings
+from workers.spec import FeedReport, FeedSpec, QualitySettings
 
 REPORT_EVERY_NS: Final = 10_000_000_000
 PROGRESS_EVERY_NS: Final = 10_000_000_000
 _BAR_CELLS: Final = 30
+DELIVERING: Final = ("live", "stale")  # states of a live feed in which it is not down (workers.session.State)
 
 log = logging.getLogger("feed")
 
@@ -80,6 +81,7 @@ class Feed:
         published_already: int,
         dice: random.Random,
         fresh: bool = False,
+        tell: Callable[[FeedReport], None] | None = None,
     ) -> None:
         """Nothing is opened yet.
 
@@ -88,6 +90,7 @@ class Feed:
             position, published_already: where a repeatable feed goes on (workers.resume).
             dice: jitters the back-off.
             fresh: the counters of its number were another feed's and begin at 0.
+            tell: takes the reports of a live feed.
         """
         self.spec = spec
         self.due_ns: int | None = 0
@@ -105,6 +108,8 @@ class Feed:
         self._next_bar_ns = 0
         self._paused = False
         self._over = False
+        self._tell = tell
+        self._report: FeedReport | None = None  # the last one told
         self.fd: int | None = None  # of a live feed: readable when it is to be served, due or not
 
         def counter(name: str) -> Counter:
@@ -142,7 +147,7 @@ class Feed:
                 self._source = self._make()
             source = self._source
             if not self._up_since_ns:
-                self._announce(now_ns, publisher)
+                self._announce(source, now_ns, publisher)
             count = source.poll(batch, now_ns)
         except Exception as error:  # noqa: BLE001  a source's fault harms its own feed only, whatever it is; counted
             self._fail(error, now_ns, publisher)
@@ -150,6 +155,7 @@ class Feed:
         if count:
             self._publish(source, batch, count, now_ns, publisher)
         self._note_progress(source, publisher)
+        self._note_report(source)
         if now_ns >= self._next_bar_ns:
             self._show_bar(source, now_ns)
         self.due_ns = source.next_due_ns
@@ -171,6 +177,9 @@ class Feed:
         if not self._over:
             self._paused, self.due_ns = True, None
             self._paused_flag.set(1)
+            if getattr(self._source, "tells", False):
+                self._close()  # a connection that nobody reads is cut by the venue
+                self._down_flag.set(0)
 
     def resume(self, now_ns: int) -> None:
         """Go on after `pause`, with what comes from now on."""
@@ -198,8 +207,10 @@ class Feed:
             source.skip(self._position.records)
         return source
 
-    def _announce(self, now_ns: int, publisher: Publisher) -> None:
+    def _announce(self, source: Source, now_ns: int, publisher: Publisher) -> None:
         self._up_since_ns = now_ns
+        if getattr(source, "tells", False):
+            return  # it is down until it says otherwise
         self._down_flag.set(0)
         publisher.say(StatusCode.FEED_UP, self.spec, f"{self.spec.source} {self.spec.name}", now_ns)
 
@@ -239,7 +250,7 @@ class Feed:
     def _close(self) -> None:
         if self._source is not None:
             self._source.close()
-            self._source, self.fd = None, None
+            self._source, self.fd, self._report = None, None, None
 
     def _publish(self, source: Source, batch: np.ndarray, count: int, now_ns: int, publisher: Publisher) -> None:
         kept = self._quality.check(batch, count)
@@ -283,6 +294,16 @@ class Feed:
         self._gaps.add(source.gaps - seen.gaps)
         publisher.bytes_received.add(source.bytes_received - seen.bytes_received)
         self._seen = Progress(source.errors, source.gaps, source.bytes_received)
+
+    def _note_report(self, source: Source) -> None:
+        """Pass on how a live feed is, when it says something new."""
+        report: FeedReport | None = getattr(source, "report", None)
+        if report is None or report is self._report:
+            return
+        self._report = report
+        self._down_flag.set(int(report.state not in DELIVERING))
+        if self._tell is not None:
+            self._tell(report)
 
     def _note_rejected(self, now_ns: int, publisher: Publisher) -> None:
         """Count what quality rejected, and report it: at once, then at most every 10 s."""

@@ -95,6 +95,7 @@ class Ingest:
             published_already=published_already,
             dice=random.Random(f"{settings.label} {spec.name}"),
             fresh=fresh,
+            tell=runtime.reply,
         )
 
     def run(self) -> None:

@@ -18,12 +18,13 @@ import numpy as np
 
 from shm.status import Counter
 from workers.errors import SettingsError
-from workers.spec import FeedSpec
+from workers.spec import FeedReport, FeedSpec
 
 # Name of a source in settings -> module and class that make it. A module is imported when a feed names it.
 SOURCES: Final[dict[str, tuple[str, str]]] = {
     "simulated": ("workers.sources.simulated", "SimulatedSource"),
     "replay": ("workers.sources.replay", "ReplaySource"),
+    "websocket": ("workers.sources.websocket", "WebSocketSource"),
     "multicast": ("workers.sources.multicast", "MulticastSource"),
 }
 
@@ -63,6 +64,20 @@ class Source(Protocol):
 
     def close(self) -> None:
         """Let go of files and connections. Safe to call twice."""
+
+
+class LiveSource(Source, Protocol):
+    """A source that keeps connections of its own; the feed tells one by `tells`.
+
+    Attributes:
+        tells: FEED_UP and FEED_DOWN stand among its records; the feed adds none.
+        report: how it is; another object whenever that has changed.
+        fd: readable when `poll` has something to do; the worker sleeps on it.
+    """
+
+    tells: bool
+    report: FeedReport
+    fd: int
 
 
 @dataclass(frozen=True)

@@ -372,8 +372,27 @@ class Refused(Reply, frozen=True, kw_only=True, tag="refused"):
     index: int = 0
 
 
+class FeedReport(Reply, frozen=True, kw_only=True, tag="feed_report"):
+    """Ingest only, unasked: how a live feed is. Sent when that changes, and every second."""
+
+    feed_id: FeedId
+    state: str  # a value of workers.session.State
+    why: str  # one line, for people
+    health_score: float = 0.0  # 0 to 1 (workers/feed_health.py)
+    degraded: bool = False  # it delivers, but something is wrong
+    breaker: str = "closed"  # or open, half-open
+    retry_at_ns: int = 0  # when it is tried again; 0 = it is not waiting
+    connections: int = 1
+    reconnects: int = 0
+    silent: int = 0  # instruments that are silent for longer than they ever are
+    latency_ms: float | None = None  # from the venue's clock to ours, lately
+    usual_latency_ms: float | None = None
+    errors: int = 0
+    at_ns: int = 0
+
+
 AnyCommand = Ping | Drain | PauseFeed | ResumeFeed | AddFeed | RemoveFeed | SetSubscriptions
-AnyReply = Hello | Done | Refused
+AnyReply = Hello | Done | Refused | FeedReport
 
 SettingsT = TypeVar("SettingsT", bound=WorkerSettings)
 

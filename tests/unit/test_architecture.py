@@ -64,7 +64,7 @@ def test_a_consumer_needs_numpy_and_posix_ipc_alone() -> None:
         assert not foreign, f"{path.relative_to(ROOT)} imports {foreign}"
 
 
-@pytest.mark.parametrize("package", [*PACKAGES, "workers/decoders", "workers/sources"])
+@pytest.mark.parametrize("package", [*PACKAGES, "workers/decoders", "workers/sources", "workers/venues"])
 def test_readme_names_every_module_and_no_missing_one(package: str) -> None:
     folder = ROOT / package
     readme = (folder / "README.md").read_text()

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import zstandard
 
 from shm.layout import RECORD, Action, Flag, RecordType, Side, Source, concatenate
 from workers.decoders.capture import describe_capture, open_capture
@@ -312,7 +314,31 @@ def test_coinbase_trades_have_the_aggressors_side(samples: Path) -> None:
     assert right > 5 * wrong
 
 
-@pytest.mark.parametrize("name", ["BITFINEX.jsonl.zst", "BITSTAMP.jsonl.zst", "hyperliquid_btcusd_20250126.gz"])
+def test_bitstamp_capture(samples: Path) -> None:
+    records, summary, symbols = read(samples / "websocket/BITSTAMP.jsonl.zst")
+    assert (summary["frames"], summary["malformed"], summary["format"]) == (
+        747,
+        {},
+        "Bitstamp WebSocket messages, jsonl capture (zstd)",
+    )
+    trades = of_type(records, RecordType.TRADE)
+    assert {symbols[int(number)] for number in trades["instrument_id"]} == {"ethusd"}
+    assert trades["trade_id"][:2].tolist() == [216000477, 216000484]
+    assert trades["price"][:2].tolist() == [3805.44, 3802.93]
+    assert trades["side"][:2].tolist() == [Side.BUY, Side.SELL]
+    assert trades["ts_event"][0] == 1641343699596000000
+    assert len(of_type(records, RecordType.LEVEL2)) == records_of_books(samples)
+
+
+def records_of_books(samples: Path) -> int:
+    """Levels of Bitstamp's messages, counted independently."""
+    text = zstandard.ZstdDecompressor().stream_reader((samples / "websocket/BITSTAMP.jsonl.zst").open("rb")).read()
+    lines = [json.loads(line) for line in text.splitlines()]
+    books = [json.loads(line["data"])["data"] for line in lines if line["t"] == "recv" and '"bids"' in line["data"]]
+    return sum(len(book["bids"]) + len(book["asks"]) for book in books)
+
+
+@pytest.mark.parametrize("name", ["BITFINEX.jsonl.zst", "hyperliquid_btcusd_20250126.gz"])
 def test_venues_without_a_decoder_are_named_errors(samples: Path, name: str) -> None:
     with pytest.raises(UnknownFormatError):
         read(samples / "websocket" / name)

@@ -111,7 +111,7 @@ cdef class BinanceDecoder(NativeDecoder):
             self._slow(text, frame.ts_receive)
         except msgspec.MsgspecError:
             self.counts.malformed[TK_BAD_JSON] += 1
-        except (ValueError, OverflowError):
+        except (ValueError, OverflowError, RecursionError):
             self.counts.malformed[TK_BAD_VALUE] += 1
         self.skip_frame()
         return 0

@@ -108,7 +108,7 @@ cdef class CoinbaseDecoder(NativeDecoder):
                 self._message(text, frame.ts_receive, frame.port)
             except msgspec.MsgspecError:
                 self.counts.malformed[TK_BAD_JSON] += 1
-            except (ValueError, OverflowError):
+            except (ValueError, OverflowError, RecursionError):
                 self.counts.malformed[TK_BAD_VALUE] += 1
         self.skip_frame()
         return 0

@@ -286,6 +286,10 @@ class Capture:
             from workers.decoders._coinbase import CoinbaseDecoder
 
             self._decoder = CoinbaseDecoder(self._intern, **stamp)
+        elif exchange.startswith("BITSTAMP"):
+            from workers.decoders.bitstamp import BitstampDecoder
+
+            self._decoder = BitstampDecoder(self._intern, **stamp)
         else:
             raise UnknownFormatError(
                 f"WebSocket capture of {exchange or 'an exchange without a name'}: no decoder for it"
@@ -314,7 +318,7 @@ class Capture:
         elif self._layout == "itch":
             text = "NASDAQ ITCH 5.0, length-framed"
         else:
-            venue = "Coinbase" if type(self._decoder).__name__.startswith("Coinbase") else "Binance"
+            venue = type(self._decoder).__name__.removesuffix("Decoder")
             text = f"{venue} WebSocket messages, {'timed lines' if self._layout == 'lines' else 'jsonl capture'}"
         return f"{text} ({self.file.compression})" if self.file.compression else text
 
