@@ -224,7 +224,7 @@ def test_data_comes_from_l1_oldest_first_and_of_the_type_asked_for(
     status, headers, body = engine.get(f"/data/{symbol}?data_type={data_type}&limit=20")
     answer = json.loads(body)
     assert status == 200
-    assert headers["x-cache"] == "L1"
+    assert headers["x-cache"].split(", ")[0] == "L1"  # and L2, if L1 has fewer than 20 left of this type
     assert answer["symbol"] == symbol
     assert answer["count"] == len(answer["data"]) <= 20
     for point in answer["data"]:
