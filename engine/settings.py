@@ -287,7 +287,7 @@ class SupervisorSection(Struct, frozen=True, kw_only=True):
     """Watching and restarting the workers."""
 
     heartbeat_timeout_s: Annotated[
-        float, Meta(ge=0.3, le=600, description="a ready worker silent for this long is killed and started again")
+        float, Meta(ge=0.5, le=600, description="a ready worker silent for this long is killed and started again")
     ] = 1.0
     startup_grace_s: Annotated[
         float, Meta(ge=1, le=600, description="from spawn to ready before a worker counts as stuck")

@@ -37,12 +37,11 @@ from shm.ring import RingReader, RingSet, RingWriter, Start, ring_info
 from shm.status import ProcessStatus
 from workers._cache import Applier
 from workers.errors import SettingsError
-from workers.runtime import Runtime, main
+from workers.runtime import MAX_WAIT_S, Runtime, main
 from workers.spec import CacheSettings
 
 TIMER_NS: Final = 100_000_000
 DRAIN_NS: Final = 5_000_000_000  # a stop does not wait longer than this for writers that go on
-_WAIT_S: Final = 0.1
 
 log = logging.getLogger("cache")
 
@@ -160,7 +159,7 @@ class Cache:
             self._close_bars(now_ns if drained else 0, everything=False)
         return total
 
-    def wait(self, timeout_s: float = _WAIT_S) -> bool:
+    def wait(self, timeout_s: float = MAX_WAIT_S) -> bool:
         """Sleep until a ring has something to read, or `timeout_s` has passed."""
         return self.readers.wait(timeout_s)
 

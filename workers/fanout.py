@@ -45,7 +45,7 @@ from workers.gate import Gate
 from workers.outlet import Outlet
 from workers.recent import Recent, gap_record
 from workers.replay import ReplayService
-from workers.runtime import MAX_WAIT_S, Runtime, main
+from workers.runtime import Runtime, main
 from workers.spec import FanoutSettings
 from workers.topics import BATCH, INSTRUMENTS, SYMBOL_TOPICS, TopicTable
 from workers.wire import ALERT_TOPIC, BATCH_TOPIC, ERROR_TOPIC, STATUS_TOPIC, symbol_topic
@@ -56,6 +56,7 @@ PATIENCE_S: Final = 1.0  # with `reliable`: wait for a subscriber that is slow, 
 REPLAY_BUSY_NS: Final = 300_000  # what a turn of a busy fan-out may spend on answers from the past
 REPLAY_IDLE_NS: Final = 300_000  # an idle one looks at its rings as often: a record may come
 REPLAY_DISK_S: Final = 0.0005  # while the journal's thread reads
+IDLE_WAIT_S: Final = 0.1  # until a first question at the replay socket is noticed
 REPLAY_WAIT_S: Final = 0.002  # for a second after somebody has asked: the next question seldom stays away
 ENCODE_RECORDS: Final = 2048  # about 15 ms of encoding
 SUBSCRIPTIONS_NS: Final = 2_000_000  # how often a busy fan-out looks for subscriptions; an idle one does at every wake
@@ -213,7 +214,7 @@ class Fanout:
                 came = True
                 continue
             self.look_for_subscriptions()
-            wait_s = MAX_WAIT_S
+            wait_s = IDLE_WAIT_S
             if replay is not None:
                 replay.look()
                 replay.step(REPLAY_IDLE_NS)

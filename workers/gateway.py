@@ -138,7 +138,7 @@ class Gateway:
             self._runtime.ready()
             next_alive_s = self.now_s() + ALIVE_S
             while not self._runtime.stopping:
-                await asyncio.sleep(TICK_S)
+                await asyncio.sleep(TICK_S if self.clients else MAX_WAIT_S)
                 self._tick()
                 if pump.done():
                     pump.result()

@@ -33,13 +33,12 @@ from shm.status import ProcessStatus
 from workers.errors import WorkerError
 from workers.journal import Journal
 from workers.keeper import Keeper
-from workers.runtime import Runtime, main
+from workers.runtime import MAX_WAIT_S, Runtime, main
 from workers.spec import RecorderSettings
 
 RETRY_NS: Final = 1_000_000_000
 SHOW_NS: Final = 100_000_000
 DRAIN_NS: Final = 5_000_000_000  # a stop does not wait longer than this for writers that go on
-_WAIT_S: Final = 0.1
 _NAP_S: Final = 0.004  # between two looks at slow rings; in that time 65536 slots take in 16 M records/s
 _BUSY_RECORDS: Final = 4096  # a turn that read more than this is followed by the next one at once
 
@@ -197,11 +196,11 @@ class Recorder:
         if read >= _BUSY_RECORDS:
             return
         if self.stalled or not self.tapes:
-            time.sleep(_WAIT_S)
+            time.sleep(MAX_WAIT_S)
         elif read or any(tape.oldest_ns for tape in self.tapes):
             time.sleep(_NAP_S)
         else:
-            self.readers.wait(_WAIT_S)
+            self.readers.wait(MAX_WAIT_S)
 
     def finish(self, now_ns: int) -> None:
         """Before a clean stop: append everything that is pending."""

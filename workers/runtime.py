@@ -52,7 +52,7 @@ from workers.spec import (
     encode_reply,
 )
 
-MAX_WAIT_S: Final = 0.1
+MAX_WAIT_S: Final = 0.2  # an idle worker wakes five times a second
 BEAT_NS: Final = 50_000_000
 MAX_SETTINGS_BYTES: Final = 4 << 20
 
