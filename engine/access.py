@@ -24,6 +24,7 @@ from typing import Final
 
 from engine.config import is_loopback
 from engine.errors import ConfigError
+from engine.secret_file import read_secret
 from engine.settings import Config
 
 TOKEN_VARIABLE: Final = "TICKENGINE_HTTP_TOKEN"
@@ -64,10 +65,10 @@ def read_tokens(config: Config, env: Mapping[str, str]) -> tuple[Token, ...]:
     """
     if config.http.token_file:
         where = f"[http] token_file = {config.http.token_file!r}"
-        text = _read(Path(config.http.token_file).expanduser(), where)
+        text = read_secret(Path(config.http.token_file).expanduser(), where)
     elif env.get("CREDENTIALS_DIRECTORY") and (Path(env["CREDENTIALS_DIRECTORY"]) / CREDENTIAL).exists():
         where = f"credential {CREDENTIAL}"
-        text = _read(Path(env["CREDENTIALS_DIRECTORY"]) / CREDENTIAL, where)
+        text = read_secret(Path(env["CREDENTIALS_DIRECTORY"]) / CREDENTIAL, where)
     else:
         where = TOKEN_VARIABLE
         text = env.get(TOKEN_VARIABLE, "")
@@ -103,14 +104,6 @@ def parse_tokens(text: str, where: str) -> tuple[Token, ...]:
             )
         tokens.append(Token(name or f"token-{len(tokens) + 1}", scope == "write", secret.encode()))
     return tuple(tokens)
-
-
-def _read(path: Path, what: str) -> str:
-    try:
-        return path.read_text().strip()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not text"
-        raise ConfigError(f"{what}: {reason}") from None
 
 
 def changes_state(method: str, path: str) -> bool:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from engine.errors import ConfigError, StoreError
+from engine.secret_file import read_secret
 from engine.settings import Config
 
 VARIABLE: Final = "TICKENGINE_WEBHOOK_SECRET"
@@ -62,10 +63,10 @@ def _configured(config: Config, env: Mapping[str, str]) -> str:
     credentials = env.get("CREDENTIALS_DIRECTORY")
     if config.webhooks.secret_file:
         where = f"[webhooks] secret_file = {config.webhooks.secret_file!r}"
-        text = _read(Path(config.webhooks.secret_file).expanduser(), where)
+        text = read_secret(Path(config.webhooks.secret_file).expanduser(), where)
     elif credentials and (Path(credentials) / CREDENTIAL).exists():
         where = f"credential {CREDENTIAL}"
-        text = _read(Path(credentials) / CREDENTIAL, where)
+        text = read_secret(Path(credentials) / CREDENTIAL, where)
     else:
         where = VARIABLE
         text = env.get(VARIABLE, "").strip()
@@ -74,11 +75,3 @@ def _configured(config: Config, env: Mapping[str, str]) -> str:
     if not MIN_CHARS <= len(text) <= MAX_CHARS:
         raise ConfigError(f"{where}: the secret has {len(text)} characters, {MIN_CHARS} to {MAX_CHARS} are needed")
     return text
-
-
-def _read(path: Path, what: str) -> str:
-    try:
-        return path.read_text().strip()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not text"
-        raise ConfigError(f"{what}: {reason}") from None

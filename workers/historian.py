@@ -35,7 +35,8 @@ from workers.runtime import Runtime, main
 from workers.spec import Found, HistorianSettings, Question, decode_question, encode_found
 from workers.store import with_password
 from workers.tier import Key, Tier, Wanted
-from workers.tier_walk import Walked, key_of, walk
+from workers.tier_order import key_of
+from workers.tier_walk import Walked, walk
 
 WAIT_MS: Final = 200
 CATCH_UP_S: Final = 1.0  # how long it waits for the recorder to have written what has left L1

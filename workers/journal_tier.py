@@ -24,10 +24,9 @@ from workers.journal_format import HEADER_BYTES, KIND_RECORDS, Header, SegmentNa
 from workers.journal_reader import SegmentFile, list_segments
 from workers.journal_symbols import read_symbols, symbols_path
 from workers.tier import TierDown, Wanted
-from workers.tier_walk import choose, merge
+from workers.tier_order import Gathered
 
 _MASK_BITS: Final = 256
-_COMPACT_RECORDS: Final = 1 << 16  # gathered beyond `limit` before they are cut to it
 
 
 class _Block:
@@ -121,14 +120,13 @@ class JournalTier:
 
     def _read(self, wanted: Wanted, deadline_s: float) -> np.ndarray:
         self._follow()
-        pieces: list[np.ndarray] = []
-        gathered, floor_ns = 0, None
+        gathered = Gathered(wanted)
         to_ns = wanted.to_ns
         if wanted.before is not None:
             to_ns = wanted.before.ts_event + 1 if to_ns is None else min(to_ns, wanted.before.ts_event + 1)
         ids: dict[int, int | None] = {}
         for block in self._candidates(wanted.from_ns, to_ns):
-            if floor_ns is not None and block.header.event_max_ns < floor_ns:
+            if gathered.floor_ns is not None and block.header.event_max_ns < gathered.floor_ns:
                 break
             if time.monotonic() > deadline_s:
                 raise TierDown(f"took longer than {self._timeout_s:g} s")
@@ -141,14 +139,8 @@ class JournalTier:
             found = self._records(block, instrument_id)
             if found is None or not len(found):
                 continue
-            found = choose(found, wanted)
-            pieces.append(found)
-            gathered += len(found)
-            if gathered >= wanted.limit and (floor_ns is None or gathered >= wanted.limit + _COMPACT_RECORDS):
-                pieces = [merge(pieces)[-wanted.limit :]]
-                gathered = len(pieces[0])
-                floor_ns = int(pieces[0]["ts_event"][0]) if gathered >= wanted.limit else None
-        return merge(pieces)[-wanted.limit :]
+            gathered.add(found)
+        return gathered.records()
 
     def _follow(self) -> None:
         """Know every segment and block that is there now."""

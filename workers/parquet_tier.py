@@ -21,10 +21,9 @@ import numpy as np
 from shm.layout import DTYPE_OF_TYPE, TYPE_NAMES, RecordType, empty
 from workers.archive import Archive
 from workers.tier import TierDown, Wanted
-from workers.tier_walk import choose, merge
+from workers.tier_order import Gathered
 
 _KNOWN_FOOTERS: Final = 4096  # some 10 KB each
-_COMPACT_RECORDS: Final = 1 << 16
 _NOT_COLUMNS: Final = ("instrument_id", "record_type")
 
 
@@ -122,10 +121,9 @@ class ParquetTier:
         import pyarrow.compute as pc
         import pyarrow.parquet as pq
 
-        pieces: list[np.ndarray] = []
-        gathered, floor_ns = 0, None
+        gathered = Gathered(wanted)
         for group in groups:
-            if floor_ns is not None and group.event_max_ns < floor_ns:
+            if gathered.floor_ns is not None and group.event_max_ns < gathered.floor_ns:
                 break
             if time.monotonic() > deadline_s:
                 raise TierDown(f"took longer than {self._timeout_s:g} s")
@@ -137,14 +135,8 @@ class ParquetTier:
             table = table.filter(pc.equal(table["symbol"], wanted.symbol))
             if not table.num_rows:
                 continue
-            found = choose(records_of(table, group.record_type), wanted)
-            pieces.append(found)
-            gathered += len(found)
-            if gathered >= wanted.limit and (floor_ns is None or gathered >= wanted.limit + _COMPACT_RECORDS):
-                pieces = [merge(pieces)[-wanted.limit :]]
-                gathered = len(pieces[0])
-                floor_ns = int(pieces[0]["ts_event"][0]) if gathered >= wanted.limit else None
-        return merge(pieces)[-wanted.limit :]
+            gathered.add(records_of(table, group.record_type))
+        return gathered.records()
 
 
 def records_of(table: Any, record_type: RecordType) -> np.ndarray:

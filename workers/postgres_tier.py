@@ -19,7 +19,7 @@ from workers.postgres_rows import records_of
 from workers.postgres_store import cut, psycopg_module
 from workers.store import in_words
 from workers.tier import TierDown, Wanted
-from workers.tier_order import newest
+from workers.tier_order import choose
 
 if TYPE_CHECKING:
     import psycopg
@@ -70,7 +70,7 @@ class PostgresTier:
             "engine": f"{self._engine}/",
         }
         rows = self._fetch(values)
-        return newest(records_of(row[0] for row in rows), wanted)
+        return choose(records_of(row[0] for row in rows), wanted)
 
     def close(self) -> None:
         """See workers.tier.Tier."""

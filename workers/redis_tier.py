@@ -16,7 +16,7 @@ from workers.redis_layout import MAX_CHUNK_RECORDS, stream_keys, unpack_entry
 from workers.redis_store import redis_module
 from workers.store import in_words
 from workers.tier import TierDown, Wanted
-from workers.tier_order import newest
+from workers.tier_order import choose
 
 if TYPE_CHECKING:
     import redis
@@ -53,7 +53,7 @@ class RedisTier:
             self._failed_s = time.monotonic()
             self.close()
             raise TierDown(f"Redis: {in_words(error, self._url)}") from None
-        return newest(concatenate(found), wanted) if found else empty(0)
+        return choose(concatenate(found), wanted) if found else empty(0)
 
     def close(self) -> None:
         """See workers.tier.Tier."""
@@ -108,7 +108,7 @@ def _floor(found: list[np.ndarray], wanted: Wanted) -> int:
     lowest = np.iinfo(np.int64).min if wanted.from_ns is None else wanted.from_ns
     if not found:
         return lowest
-    enough = newest(concatenate(found), wanted)
+    enough = choose(concatenate(found), wanted)
     if len(enough) < wanted.limit:
         return lowest
     found[:] = [enough]  # what was left out is older, or not wanted

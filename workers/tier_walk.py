@@ -17,8 +17,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from shm.layout import RECORD, RECORD_SIZE_BYTES
-from workers.tier import Key, Tier, TierDown, Wanted
+from shm.layout import RECORD
+from workers.tier import Tier, TierDown, Wanted
+from workers.tier_order import merge, newest, order_of, take, words
 
 
 class Walked(NamedTuple):
@@ -55,48 +56,6 @@ def walk(tiers: Iterable[Tier], wanted: Wanted, newer: np.ndarray, out_of_time: 
     return Walked(records, tuple(asked), tuple(sorted(gave)), tuple(missing))
 
 
-def merge(pieces: list[np.ndarray]) -> np.ndarray:
-    """Records of any number of pieces, ascending by key, each key once (of equal ones the first piece's)."""
-    words = np.concatenate([_words(piece) for piece in pieces]) if pieces else np.empty((0, 16), np.uint64)
-    records = words.reshape(-1).view(RECORD)
-    order = _order(records)
-    merged: np.ndarray = _take(records, order) if order is not None else records
-    return merged
-
-
-def newest(records: np.ndarray, limit: int) -> np.ndarray:
-    """The last `limit` records of an ascending array."""
-    return records[max(0, len(records) - limit) :]
-
-
-def key_of(record: np.ndarray) -> Key:
-    """The key of one record."""
-    return Key(int(record["ts_event"]), int(record["ts_publish"]), int(record["sequence"]))
-
-
-def choose(records: np.ndarray, wanted: Wanted) -> np.ndarray:
-    """Those of a symbol's records that are wanted: ascending by key, the newest `limit`, each once."""
-    events = records["ts_event"]
-    keep = np.ones(len(records), bool)
-    if wanted.kind is not None:
-        keep &= records["record_type"] == wanted.kind
-    if wanted.from_ns is not None:
-        keep &= events >= wanted.from_ns
-    if wanted.to_ns is not None:
-        keep &= events < wanted.to_ns
-    if wanted.before is not None:
-        keep &= _below(records, wanted.before)
-    return newest(merge([_take(records, np.flatnonzero(keep))]), wanted.limit)
-
-
-def _below(records: np.ndarray, key: Key) -> np.ndarray:
-    events, published, sequences = records["ts_event"], records["ts_publish"], records["sequence"]
-    same = events == key.ts_event
-    earlier = (published < key.ts_publish) | ((published == key.ts_publish) & (sequences < np.uint64(key.sequence)))
-    below: np.ndarray = (events < key.ts_event) | (same & earlier)
-    return below
-
-
 def _narrowed(wanted: Wanted, records: np.ndarray) -> Wanted:
     """What could still change an answer that has these records."""
     if len(records) < wanted.limit:
@@ -108,32 +67,10 @@ def _narrowed(wanted: Wanted, records: np.ndarray) -> Wanted:
 def _merged(
     records: np.ndarray, origin: np.ndarray, found: np.ndarray, level: int, limit: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    together = np.concatenate([_words(records), _words(found)]).reshape(-1).view(RECORD)
+    together = np.concatenate([words(records), words(found)]).reshape(-1).view(RECORD)
     origins = np.concatenate([origin, np.full(len(found), level, np.uint8)])
-    order = _order(together)
+    order = order_of(together)
     if order is None:
         order = np.arange(len(together))
     order = order[max(0, len(order) - limit) :]
-    return _take(together, order), origins[order]
-
-
-def _order(records: np.ndarray) -> np.ndarray | None:
-    """Indices that put records in order and leave out the later of equal keys; None if they are so already."""
-    events = records["ts_event"]
-    if len(records) < 2 or bool(np.all(events[1:] > events[:-1])):
-        return None
-    published, sequences = records["ts_publish"], records["sequence"]
-    order = np.lexsort((sequences, published, events))  # stable: of equal keys the first stays first
-    events, published, sequences = events[order], published[order], sequences[order]
-    fresh = np.ones(len(order), bool)
-    fresh[1:] = (events[1:] != events[:-1]) | (published[1:] != published[:-1]) | (sequences[1:] != sequences[:-1])
-    return np.asarray(order[fresh])
-
-
-def _words(records: np.ndarray) -> np.ndarray:
-    return np.ascontiguousarray(records).view(np.uint64).reshape(len(records), RECORD_SIZE_BYTES // 8)
-
-
-def _take(records: np.ndarray, order: np.ndarray) -> np.ndarray:
-    taken: np.ndarray = _words(records).take(order, axis=0).reshape(-1).view(RECORD)
-    return taken
+    return take(together, order), origins[order]

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from shm.layout import RecordType, empty
 from workers.tier import Key, TierDown, Wanted
-from workers.tier_walk import choose, key_of, walk
+from workers.tier_order import choose, key_of
+from workers.tier_walk import walk
 
 KINDS = (RecordType.TRADE, RecordType.QUOTE)
 Row = tuple[int, int, int, RecordType]

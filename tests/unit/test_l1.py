@@ -16,7 +16,7 @@ from shm.ring import RingReader
 from tests.ticks import BAR_RING, SECOND, Bench, quote, trade
 from workers.tier import Key
 from workers.tier import Wanted as TierWanted
-from workers.tier_walk import choose
+from workers.tier_order import choose
 
 NEWEST = Wanted(None, None, None, None, 10)
 

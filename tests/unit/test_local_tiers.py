@@ -21,7 +21,7 @@ from workers.journal_tier import JournalTier
 from workers.parquet import schema_of, seal
 from workers.parquet_tier import ParquetTier
 from workers.tier import Key, TierDown, Wanted
-from workers.tier_walk import choose, key_of
+from workers.tier_order import choose, key_of
 
 ROOT = Path(__file__).resolve().parents[2]
 ANY = Wanted("S0", None, None, None, None, 1_000_000)
