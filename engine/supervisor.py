@@ -45,8 +45,7 @@ from workers.spec import EXIT_SHM as WORKER_EXIT_SHM
 TURN_S: Final = 0.2
 START_TURN_S: Final = 0.02
 PRODUCER_HOLD_S: Final = 5.0  # producers start after this long even if a consumer is still not ready
-SPAWNED_LAST: Final = ("historian",)  # at start its imports would only hold up those that ticks need
-NOT_CONSUMERS: Final = ("ingest", "mirror", *SPAWNED_LAST)  # producers wait for all others at start
+SPAWNED_LAST: Final = ("historian", "mirror")  # at start their imports would only hold up those that ticks need
 START_FAILURES: Final = 3  # of one worker before it was ever ready: the start has failed
 INGEST_STOP_S: Final = 0.6
 DRAIN_S: Final = 0.4
@@ -112,7 +111,7 @@ class Supervisor:
     async def spawn(self) -> None:
         """Start what ticks wait for. They import, and wait for their settings: no segment is needed yet."""
         self._reaper = Reaper()
-        first = [worker for worker in self.workers.values() if worker.plan.role not in SPAWNED_LAST]
+        first = [worker for worker in self.workers.values() if not _can_wait(worker)]
         for worker in self.workers.values():
             if worker not in first:
                 worker.life.due_s += PRODUCER_HOLD_S  # `start` calls for it before
@@ -144,7 +143,8 @@ class Supervisor:
                     on_ready(worker)
                 elif not worker.was_ready:
                     self._check_start(worker)
-            consumers_ready = all(w.was_ready for w in self.workers.values() if w.plan.role not in NOT_CONSUMERS)
+            consumers = [w for w in self.workers.values() if w.plan.role != "ingest" and not _can_wait(w)]
+            consumers_ready = all(worker.was_ready for worker in consumers)
             if consumers_ready or time.monotonic() - started_s > PRODUCER_HOLD_S:
                 for worker in self.workers.values():
                     if worker.child is not None:
@@ -375,3 +375,9 @@ def end_in_words(code: int | None) -> str:
         code, "failed"
     )
     return f"exit {code} ({meaning})"
+
+
+def _can_wait(worker: Worker) -> bool:
+    """Whether no tick is lost, or comes later, if this worker is there later."""
+    settings = worker.plan.settings
+    return worker.plan.role in SPAWNED_LAST or (isinstance(settings, WebhookSettings) and not settings.subscriptions)

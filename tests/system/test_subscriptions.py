@@ -139,7 +139,7 @@ def test_a_killed_worker_is_back_and_nothing_is_missing(engine_name: str, tmp_pa
                 int(record["sequence"])
                 for batch in reader.batches(0.0)
                 for record in batch
-                if record["record_type"] == 4 and record["sequence"] <= came[-1]
+                if record["record_type"] == 4 and record["sequence"] <= max(came)  # the last may be a repetition
             ]
         assert list(dict.fromkeys(came)) == trades
         assert not receiver.gaps()
