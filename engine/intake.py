@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 import numpy as np
 
-from engine.plan import CONTROL_RING, RECORDER_LABEL
+from engine.plan import CONTROL_RING, GATEWAY_LABEL, RECORDER_LABEL
 from engine.segments import Segments
 from engine.settings import Config
 from shm.errors import ShmError
@@ -152,6 +152,9 @@ class Intake:
         """Sequence up to which may be published now."""
         depth = self._ring.depth_slots
         pids = self._supervisor.reader_pids()
+        gateway = self._status.process(GATEWAY_LABEL)
+        if gateway is not None and not gateway.counters.get("subscriptions"):
+            pids = pids - {gateway.pid}  # it does not read while nobody has asked it for anything
         cursors = [reader.cursor for reader in list_readers(self._engine, CONTROL_RING) if reader.pid in pids]
         limit = min(cursors, default=self._ring.next_sequence) + depth // 2
         if not self._recording:
