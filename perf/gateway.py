@@ -31,7 +31,7 @@ from perf.errors import PeerMissing, require
 from perf.process import CONTEXT, PATIENCE_S, Child, Pipe, quiet_collector
 from perf.report import Row, Target, compare
 from perf.rounds import Plan, Series, alternate
-from perf.stage import RING, Stage, free_port
+from perf.stage import RING, Stage, free_port, write_held_back
 from perf.ticks import ticks
 from shm._ring import now_ns
 from shm.ring import RingWriter
@@ -179,18 +179,7 @@ def _text(sequence: int) -> bytes:
 
 
 def _write(pipe: Pipe, engine: str, taken: Any, count: int) -> None:
-    records = ticks(BATCH, INSTRUMENTS)
-    with RingWriter.open(engine, RING) as writer, quiet_collector():
-        pipe.say("ready")
-        pipe.hear()
-        sent = 0
-        while sent < count:
-            while sent - min(taken.value, sent) > WINDOW:
-                time.sleep(0.0002)
-            some = min(BATCH, count - sent)
-            writer.publish_batch(records, some)
-            sent += some
-        pipe.hear()  # the ring's writer stays until all is over
+    write_held_back(pipe, engine, taken, count, batch=BATCH, instruments=INSTRUMENTS, window=WINDOW)
 
 
 def _write_paced(pipe: Pipe, engine: str, count: int) -> None:

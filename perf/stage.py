@@ -13,11 +13,13 @@ import sys
 import time
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 from perf.errors import RoleFailed
-from perf.process import scratch_engine
+from perf.process import Pipe, quiet_collector, scratch_engine
+from perf.ticks import ticks
 from shm.instruments import InstrumentTable
-from shm.ring import create_ring
+from shm.ring import RingWriter, create_ring
 from shm.status import ProcessState, StatusBlock
 from workers.spec import MODULES, WorkerSettings, encode
 
@@ -31,6 +33,24 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+def write_held_back(
+    pipe: Pipe, engine: str, taken: Any, count: int, *, batch: int, instruments: int, window: int
+) -> None:
+    """A writer's role: `count` ticks, `batch` a call, at most `window` ahead of `taken`, the receiver's count."""
+    records = ticks(batch, instruments)
+    with RingWriter.open(engine, RING) as writer, quiet_collector():
+        pipe.say("ready")
+        pipe.hear()
+        sent = 0
+        while sent < count:
+            while sent - min(taken.value, sent) > window:
+                time.sleep(0.0002)
+            some = min(batch, count - sent)
+            writer.publish_batch(records, some)
+            sent += some
+        pipe.hear()  # the ring's writer stays until all is over
 
 
 class Stage:

@@ -30,9 +30,7 @@ from perf.errors import PeerMissing, require
 from perf.process import CONTEXT, PATIENCE_S, Child, Pipe, quiet_collector
 from perf.report import Row, Target, compare
 from perf.rounds import Plan, alternate
-from perf.stage import RING, Stage, free_port
-from perf.ticks import ticks
-from shm.ring import RingWriter
+from perf.stage import RING, Stage, free_port, write_held_back
 from workers.spec import SubscriptionSpec, WebhookSettings
 
 PEER: Final = "aiohttp"
@@ -111,18 +109,7 @@ def _peer_rate(count: int) -> float:
 
 
 def _write(pipe: Pipe, engine: str, taken: Any, count: int) -> None:
-    records = ticks(BATCH, INSTRUMENTS)
-    with RingWriter.open(engine, RING) as writer, quiet_collector():
-        pipe.say("ready")
-        pipe.hear()
-        sent = 0
-        while sent < count:
-            while sent - min(taken.value, sent) > WINDOW:
-                time.sleep(0.0002)
-            some = min(BATCH, count - sent)
-            writer.publish_batch(records, some)
-            sent += some
-        pipe.hear()  # the ring's writer stays until all is over
+    write_held_back(pipe, engine, taken, count, batch=BATCH, instruments=INSTRUMENTS, window=WINDOW)
 
 
 def _message(sequence: int) -> bytes:
