@@ -221,7 +221,11 @@ def test_feeds_are_listed_with_the_promised_fields(engine: EngineProcess) -> Non
 def test_data_comes_from_l1_oldest_first_and_of_the_type_asked_for(
     engine: EngineProcess, symbol: str, data_type: str
 ) -> None:
-    status, headers, body = engine.get(f"/data/{symbol}?data_type={data_type}&limit=20")
+    def known() -> tuple[int, Any, bytes] | None:  # the first bars close a second after the first trade
+        found = engine.get(f"/data/{symbol}?data_type={data_type}&limit=20")
+        return found if json.loads(found[2])["count"] else None
+
+    status, headers, body = wait_for(f"records of type {data_type}", known)
     answer = json.loads(body)
     assert status == 200
     assert headers["x-cache"].split(", ")[0] == "L1"  # and L2, if L1 has fewer than 20 left of this type
