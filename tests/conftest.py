@@ -61,6 +61,17 @@ def shared_postgres() -> Iterator[object]:
     server.close()
 
 
+@pytest.fixture(scope="session")
+def shared_timescale() -> Iterator[object]:
+    """The same with TimescaleDB."""
+    from tests.servers import PostgresServer
+
+    server = PostgresServer(timescale=True)
+    server.start()
+    yield server
+    server.close()
+
+
 def pytest_unconfigure(config: pytest.Config) -> None:
     """The very last line says how many tests were skipped, and why."""
     reporter = config.pluginmanager.get_plugin("terminalreporter")

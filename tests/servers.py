@@ -27,11 +27,22 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def postgres_bin() -> Path | None:
-    """Folder of PostgreSQL's programs; None if it is not installed."""
-    found = shutil.which("initdb")
-    folders = [Path(found).parent] if found else sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)
-    return next((folder for folder in folders if (folder / "initdb").exists()), None)
+def postgres_bin(*, timescale: bool = False) -> Path | None:
+    """Folder of PostgreSQL's programs, with TimescaleDB among its libraries if asked for; None if there is none.
+
+    $TICKENGINE_POSTGRES_BIN names one that is not where Debian has it.
+    """
+    found = os.environ.get("TICKENGINE_POSTGRES_BIN") or shutil.which("initdb")
+    folders = [Path(found).parent if found.endswith("initdb") else Path(found)] if found else []
+    folders += sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)
+    return next(
+        (
+            folder
+            for folder in folders
+            if (folder / "initdb").exists() and (not timescale or (folder.parent / "lib" / "timescaledb.so").exists())
+        ),
+        None,
+    )
 
 
 class Server:
@@ -139,10 +150,11 @@ class RedisServer(Server):
 class PostgresServer(Server):
     """PostgreSQL; as root it runs as the user postgres, because it refuses root."""
 
-    def __init__(self) -> None:
-        programs = postgres_bin()
+    def __init__(self, *, timescale: bool = False) -> None:
+        programs = postgres_bin(timescale=timescale)
         if programs is None:
-            pytest.skip("PostgreSQL is not installed")
+            pytest.skip("TimescaleDB is not installed" if timescale else "PostgreSQL is not installed")
+        self.timescale = timescale
         pytest.importorskip("psycopg", reason="psycopg is not installed")
         self.programs = programs
         super().__init__("tkpg")
@@ -168,6 +180,8 @@ class PostgresServer(Server):
 
     def command(self) -> list[str]:
         options = ["-p", str(self.port), "-k", str(self.folder), "-c", "listen_addresses=127.0.0.1"]
+        if self.timescale:
+            options += ["-c", "shared_preload_libraries=timescaledb", "-c", "timescaledb.telemetry_level=off"]
         return [str(self.programs / "postgres"), "-D", str(self.data), *options]
 
     def answers(self) -> bool:

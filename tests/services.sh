@@ -10,6 +10,11 @@ command -v systemd-analyze >/dev/null 2>&1 || want="$want systemd"
 command -v chromium >/dev/null 2>&1 || want="$want chromium"
 command -v redis-server >/dev/null 2>&1 || want="$want redis-server"
 ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || command -v initdb >/dev/null 2>&1 || want="$want postgresql"
+# Debian 13 has TimescaleDB, Debian 12 does not.
+if ! ls /usr/lib/postgresql/*/lib/timescaledb.so >/dev/null 2>&1 && command -v apt-cache >/dev/null 2>&1; then
+    want="$want $(apt-cache pkgnames postgresql- 2>/dev/null | grep -x 'postgresql-[0-9]*-timescaledb' | sort -V | tail -n 1)"
+fi
+want=${want% }
 [ -n "$want" ] || exit 0
 if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null 2>&1; then
     echo "services: not installed here, their tests are skipped:$want"

@@ -8,16 +8,21 @@ Called by workers/postgres_store.py with an open connection; reads no journal. W
     tickengine_cursors      how far each ring of each engine has been stored; changes with the rows, in one transaction
     tickengine_partitions   plain PostgreSQL only: what each partition spans and when it was last written to
 
-TimescaleDB has chunks of an hour, compression after a day and retention of its own. Plain PostgreSQL has a partition a
-day, and a year or a month for data that is older than the retention: a capture of long ago needs few of them. What is
-dropped has been out of date by its own time and not been written to for `retention_days`, so that a replay of old data
-stays as long as new data does.
+TimescaleDB has chunks of an hour, compression after a day and retention of its own; in its Apache edition, which Linux
+distributions have, only the chunks: old ones are dropped from here. Plain PostgreSQL has a partition a day, and a year
+or a month for data that is older than the retention: a capture of long ago needs few of them. What is dropped has been
+out of date by its own time and not been written to for `retention_days`, so that a replay of old data stays as long as
+new data does; TimescaleDB judges by the age of the chunk instead, to the same end.
+
+Source of the statements: TimescaleDB API reference, "Hypertables", "Compression", "Continuous aggregates", "Data
+retention"; which of them the Apache edition has: "TimescaleDB editions".
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
+from enum import Enum
 from typing import TYPE_CHECKING, Any, Final, LiteralString, NamedTuple
 
 if TYPE_CHECKING:
@@ -63,8 +68,10 @@ SELECT date_bin('1 minute', time, timestamptz '2000-01-01 00:00:00+00') AS bucke
        (array_agg(price ORDER BY time DESC, (metadata->>'sequence')::bigint DESC))[1] AS close,
        sum(volume) AS volume, count(*) AS trades
 FROM market_data WHERE data_type IN ('tick', 'trade') AND price IS NOT NULL GROUP BY 1, 2"""
-_HYPERTABLE: Final[tuple[LiteralString, ...]] = (
-    "SELECT create_hypertable('market_data', 'time', chunk_time_interval => INTERVAL '1 hour', if_not_exists => true)",
+_HYPERTABLE: Final = (
+    "SELECT create_hypertable('market_data', 'time', chunk_time_interval => INTERVAL '1 hour', if_not_exists => true)"
+)
+_POLICIES: Final[tuple[LiteralString, ...]] = (
     """ALTER TABLE market_data SET (timescaledb.compress, timescaledb.compress_segmentby = 'symbol, data_type',
        timescaledb.compress_orderby = 'time DESC')""",
     "SELECT add_compression_policy('market_data', compress_after => INTERVAL '1 day', if_not_exists => true)",
@@ -76,6 +83,9 @@ _HYPERTABLE: Final[tuple[LiteralString, ...]] = (
     """SELECT add_continuous_aggregate_policy('market_data_ohlcv_1m', start_offset => INTERVAL '1 day',
        end_offset => INTERVAL '1 minute', schedule_interval => INTERVAL '1 minute', if_not_exists => true)""",
 )
+_RETENTION: Final = """
+SELECT add_retention_policy('market_data', drop_created_before => make_interval(days => %s), if_not_exists => true)"""
+_DROP_CHUNKS: Final = "SELECT drop_chunks('market_data', created_before => now() - make_interval(days => %s))"
 _LOCK: Final = "SELECT pg_advisory_xact_lock(hashtextextended('tickengine market_data', 0))"
 
 
@@ -91,33 +101,45 @@ class Span(NamedTuple):
         return f"market_data_{date_of(self.first):%Y%m%d}_{self.end - self.first}d"
 
 
-def prepare(connection: psycopg.Connection[Any], *, timescale: bool, retention_days: int) -> bool:
-    """Make what is missing; returns whether market_data is TimescaleDB's. One transaction; psycopg.Error if refused."""
+class Upkeep(Enum):
+    """Who keeps market_data in pieces and within its age."""
+
+    PARTITIONS = "plain PostgreSQL: we make partitions and drop them"
+    CHUNKS = "TimescaleDB, Apache edition: it makes chunks, we drop them"
+    POLICIES = "TimescaleDB: it makes chunks, compresses and drops them; or a table that somebody else made"
+
+
+def prepare(connection: psycopg.Connection[Any], *, timescale: bool, retention_days: int) -> Upkeep:
+    """Make what is missing; returns who looks after market_data. One transaction; psycopg.Error if refused."""
     with connection.transaction():
         connection.execute(_LOCK)
         connection.execute(_CURSORS)
         kind = _kind(connection)
+        if kind is None and timescale and _get_extension(connection):
+            connection.execute(_TABLE)
+            connection.execute(_INDEX)
+            connection.execute(_HYPERTABLE)
+            if _apache_edition(connection):
+                connection.execute(_BARS_VIEW)
+                return Upkeep.CHUNKS
+            for statement in _POLICIES:
+                connection.execute(statement)
+            if retention_days:
+                connection.execute(_RETENTION, [retention_days])
+            return Upkeep.POLICIES
         if kind is None:
-            extended = timescale and _get_extension(connection)
-            if extended:
-                connection.execute(_TABLE)
-                connection.execute(_INDEX)
-                for statement in _HYPERTABLE:
-                    connection.execute(statement)
-                if retention_days:
-                    connection.execute(
-                        "SELECT add_retention_policy('market_data', drop_created_before => make_interval(days => %s), "
-                        "if_not_exists => true)",
-                        [retention_days],
-                    )
-                return True
             connection.execute(_TABLE + " PARTITION BY RANGE (time)")
             connection.execute(_INDEX)
             connection.execute(_BARS_VIEW)
-            kind = "p"
-        if kind == "p":
-            connection.execute(_PARTITIONS)
-        return kind != "p"
+        elif kind != "p":
+            return Upkeep.CHUNKS if _is_hypertable(connection) and _apache_edition(connection) else Upkeep.POLICIES
+        connection.execute(_PARTITIONS)
+        return Upkeep.PARTITIONS
+
+
+def drop_chunks(connection: psycopg.Connection[Any], keep_days: int) -> int:
+    """Drop TimescaleDB's chunks that were made longer ago; returns how many."""
+    return len(connection.execute(_DROP_CHUNKS, [keep_days]).fetchall())
 
 
 def partitions(connection: psycopg.Connection[Any]) -> list[Span]:
@@ -207,11 +229,16 @@ def _kind(connection: psycopg.Connection[Any]) -> str | None:
 
 
 def _get_extension(connection: psycopg.Connection[Any]) -> bool:
-    """Whether TimescaleDB can be used; a role that may not create it goes on without."""
+    """Whether TimescaleDB can be used; a role that may not create it goes on without.
+
+    A server that has it installed, but not in `shared_preload_libraries`, ends a connection that asks for it. That it
+    is loaded is seen by its settings.
+    """
     import psycopg
 
-    row = connection.execute("SELECT 1 FROM pg_available_extensions WHERE name = 'timescaledb'").fetchone()
-    if row is None:
+    loaded = connection.execute("SELECT 1 FROM pg_settings WHERE name LIKE 'timescaledb.%' LIMIT 1").fetchone()
+    available = connection.execute("SELECT 1 FROM pg_available_extensions WHERE name = 'timescaledb'").fetchone()
+    if loaded is None or available is None:
         return False
     try:
         with connection.transaction():
@@ -219,6 +246,18 @@ def _get_extension(connection: psycopg.Connection[Any]) -> bool:
     except psycopg.Error:
         return False
     return True
+
+
+def _is_hypertable(connection: psycopg.Connection[Any]) -> bool:
+    if connection.execute("SELECT 1 FROM pg_extension WHERE extname = 'timescaledb'").fetchone() is None:
+        return False
+    found = "SELECT 1 FROM timescaledb_information.hypertables WHERE hypertable_name = 'market_data'"
+    return connection.execute(found).fetchone() is not None
+
+
+def _apache_edition(connection: psycopg.Connection[Any]) -> bool:
+    row = connection.execute("SELECT current_setting('timescaledb.license', true)").fetchone()
+    return row is not None and row[0] == "apache"
 
 
 def _run(connection: psycopg.Connection[Any], statement: str) -> None:

@@ -29,7 +29,9 @@ from workers.postgres_schema import (
     DAY_NS,
     MADE_AHEAD_DAYS,
     Span,
+    Upkeep,
     add_partitions,
+    drop_chunks,
     drop_partitions,
     partitions,
     prepare,
@@ -84,7 +86,7 @@ class PostgresStore:
         self._timescale = timescale
         self._rows = RowWriter(engine)
         self._connection: psycopg.Connection[Any] | None = None
-        self._partitioned = False
+        self._upkeep = Upkeep.POLICIES
         self._spans: list[Span] = []
         self._touched: dict[Span, int] = {}  # when we last said that it is written to, ns
         self._tend_ns = 0
@@ -104,9 +106,8 @@ class PostgresStore:
                 autocommit=True,
             )
             connection.execute("SET synchronous_commit = off; SET lock_timeout = '20s'; SET TimeZone = 'UTC'")
-            hyper = prepare(connection, timescale=self._timescale, retention_days=self._retention_days)
-            self._partitioned = not hyper
-            self._spans = partitions(connection) if self._partitioned else []
+            self._upkeep = prepare(connection, timescale=self._timescale, retention_days=self._retention_days)
+            self._spans = partitions(connection) if self._upkeep is Upkeep.PARTITIONS else []
             rows = connection.execute(
                 "SELECT ring, stream, next_sequence FROM tickengine_cursors WHERE engine = %s", [self._engine]
             )
@@ -146,12 +147,17 @@ class PostgresStore:
             raise self._down(error) from None
 
     def tend(self, now_ns: int) -> int:
-        """Make the partitions of the next days, drop old ones; once an hour. Returns how many were dropped."""
+        """Make the partitions of the next days, drop old ones or old chunks; once an hour. Returns how many went."""
         connection = self._connection
         due = now_ns >= self._tend_ns or self._tend_ns - now_ns > TEND_NS
-        if connection is None or not self._partitioned or not due:
+        if connection is None or self._upkeep is Upkeep.POLICIES or not due:
             return 0
         self._tend_ns = now_ns + TEND_NS
+        if self._upkeep is Upkeep.CHUNKS:
+            try:
+                return drop_chunks(connection, self._retention_days) if self._retention_days else 0
+            except (self._psycopg.Error, OSError) as error:
+                raise self._down(error) from None
         today = now_ns // DAY_NS
         try:
             days = range(today, today + MADE_AHEAD_DAYS + 1)
@@ -189,7 +195,7 @@ class PostgresStore:
 
     def _make_room(self, connection: psycopg.Connection[Any], batches: Sequence[Batch], now_ns: int) -> None:
         """See that the partitions are there, and that the retention knows that they are written to."""
-        if not self._partitioned:
+        if self._upkeep is not Upkeep.PARTITIONS:
             return
         days: set[int] = set()
         for batch in batches:

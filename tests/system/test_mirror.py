@@ -25,10 +25,10 @@ from workers.tier import TierDown, Wanted
 ANY = Wanted(SYMBOLS[1], None, None, None, None, 10)
 
 
-@pytest.fixture(params=["redis", "postgres"])
+@pytest.fixture(params=["redis", "postgres", "timescale"])
 def mirroring(request: pytest.FixtureRequest, engine_name: str, tmp_path: Path) -> Iterator[Mirroring]:
     """With a server of its own, not started."""
-    server = RedisServer() if request.param == "redis" else PostgresServer()
+    server = RedisServer() if request.param == "redis" else PostgresServer(timescale=request.param == "timescale")
     made = Mirroring(engine_name, tmp_path, server)
     yield made
     made.close()
