@@ -128,7 +128,7 @@ class Mirroring:
         else:
             from workers.postgres_rows import records_of
 
-            text = "SELECT metadata->>'record' FROM market_data WHERE starts_with(metadata->>'origin', %s)"
+            text = "SELECT metadata->>'packed' FROM market_data WHERE starts_with(metadata->>'origin', %s)"
             found = [records_of(row[0] for row in self.server.query(text, f"{self.engine}/"))]
         records = concatenate(found) if found else empty(0)
         return records[np.argsort(records["sequence"], kind="stable")]

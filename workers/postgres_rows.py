@@ -5,7 +5,7 @@ Used by workers/postgres_store.py (writes) and workers/postgres_tier.py (reads).
     origin      "ENGINE/RING/STREAM": whose record it is; STREAM = when the ring was made, ns
     sequence    in that ring
     flags, side where there are any; of bars also open, high, low, vwap, interval_s, trade_count
-    record      the 128 bytes in base64, without the zeros at their end
+    packed      the 128 bytes, without those that are zero, in base64 (tk_pack in copy_rows.h)
 
 so that what is read back equals what was stored, byte by byte; the columns hold its time to the microsecond and its
 numbers as decimals. Touches no database.
@@ -20,7 +20,7 @@ from typing import Final
 
 import numpy as np
 
-from shm.layout import RECORD, RECORD_SIZE_BYTES, empty
+from shm.layout import empty
 from shm.message import source_name, type_name
 from workers._copy_rows import ROW_MAX_BYTES, TEXT_MAX_BYTES, put_rows
 from workers.journal_follower import Batch
@@ -76,12 +76,17 @@ class RowWriter:
         return found
 
 
-def records_of(encoded: Iterable[str]) -> np.ndarray:
-    """Records from their base64 texts, shape (n,), dtype RECORD, in that order."""
-    joined = b"".join(base64.b64decode(text).ljust(RECORD_SIZE_BYTES, b"\0") for text in encoded)
-    records = empty(len(joined) // RECORD_SIZE_BYTES)
-    records.view(np.uint8)[:] = np.frombuffer(joined, np.uint8)
-    return records.view(RECORD)
+def records_of(packed: Iterable[str]) -> np.ndarray:
+    """Records from the texts under `packed`, shape (n,), dtype RECORD, in that order."""
+    pieces = [base64.b64decode(text) for text in packed]
+    records = empty(len(pieces))
+    bits = np.frombuffer(b"".join(piece[:16] for piece in pieces), np.uint8)
+    records.view(np.uint8)[np.unpackbits(bits, bitorder="little").view(bool)] = np.frombuffer(
+        b"".join(piece[16:] for piece in pieces), np.uint8
+    )
+    for field in ("ts_receive", "ts_publish"):
+        records[field] ^= records["ts_event"]
+    return records
 
 
 def _texts(words: Sequence[str]) -> _Texts:

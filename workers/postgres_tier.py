@@ -26,12 +26,12 @@ if TYPE_CHECKING:
 
 _BELOW: Final = """
 SELECT r.record FROM unnest(%(types)s::text[]) AS kind, LATERAL (
-    SELECT metadata->>'record' AS record FROM market_data
+    SELECT metadata->>'packed' AS record FROM market_data
     WHERE symbol = %(symbol)s AND data_type = kind AND time < %(edge)s AND time >= %(start)s
       AND starts_with(metadata->>'origin', %(engine)s)
     ORDER BY time DESC FETCH FIRST %(limit)s ROWS WITH TIES) AS r"""
 _AT_EDGE: Final = """
-SELECT metadata->>'record' FROM market_data
+SELECT metadata->>'packed' FROM market_data
 WHERE symbol = %(symbol)s AND data_type = ANY(%(types)s) AND time = %(edge)s
   AND starts_with(metadata->>'origin', %(engine)s)"""
 _INT64: Final = np.iinfo(np.int64)

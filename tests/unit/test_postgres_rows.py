@@ -93,7 +93,7 @@ def test_whatever_a_record_holds_its_row_is_whole_and_gives_it_back(raw: list[by
         assert row[8] is not None
         assert row[8][0] == 1
         metadata.append(json.loads(row[8][1:]))
-    back = records_of(item["record"] for item in metadata)
+    back = records_of(item["packed"] for item in metadata)
     assert sorted(map(bytes, back.view("V128"))) == sorted(raw)
     assert {item["origin"] for item in metadata} == {f"e/2/{STREAM}"}
     assert [item["sequence"] for item in metadata] == back["sequence"].tolist()
