@@ -56,9 +56,17 @@ class Block(NamedTuple):
 
 
 def list_segments(folder: Path) -> list[SegmentFile]:
-    """The segments of a journal, by ring, stream and sequence; empty if there is no journal."""
-    found = [SegmentFile(name, path) for path in folder.glob(f"*{SUFFIX}") if (name := parse_name(path)) is not None]
-    return sorted(found)
+    """The segments of a journal, by ring, stream and sequence; empty if there is no journal.
+
+    Raises:
+        OSError: there is one, but it can't be listed: it is not known to be empty.
+    """
+    try:
+        names = [name for name in os.listdir(folder) if name.endswith(SUFFIX)]
+    except FileNotFoundError:
+        return []
+    paths = [folder / name for name in names]
+    return sorted(SegmentFile(name, path) for path in paths if (name := parse_name(path)) is not None)
 
 
 def walk(fd: int, *, verify: bool) -> Iterator[tuple[int, Header]]:

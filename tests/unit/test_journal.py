@@ -249,3 +249,11 @@ def test_a_longer_block_than_the_buffer_of_verification_is_checked_too(tmp_path:
     assert journal.open_ring(2, STREAM) == 3003
     journal.close()
     assert np.array_equal(sequences(tmp_path), np.arange(1, 3003))
+
+
+def test_a_journal_that_can_not_be_listed_is_not_taken_for_an_empty_one(tmp_path: Path) -> None:
+    assert list_segments(tmp_path / "never made") == []
+    folder = tmp_path / "journal"
+    folder.write_text("no folder")  # as if permission were denied, which root never is
+    with pytest.raises(OSError, match="journal"):
+        list_segments(folder)
