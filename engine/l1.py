@@ -99,7 +99,7 @@ class L1:
         return view
 
     def _view(self, looked: list[np.ndarray], unread_ns: int, wanted: Wanted, hole_ns: int) -> View:
-        records = looked[0] if len(looked) == 1 else _joined(looked)
+        records = looked[0] if len(looked) == 1 else joined(looked)
         events, published = records["ts_event"], records["ts_publish"]
         ahead_ns = int((events - published).max()) if len(records) else 0
         horizon_ns = max(unread_ns, hole_ns, self._made_ns) + max(MARGIN_NS, 2 * ahead_ns)
@@ -114,7 +114,8 @@ def key_of(record: np.ndarray) -> Key:
     return int(record["ts_event"]), int(record["ts_publish"]), int(record["sequence"])
 
 
-def _joined(pieces: list[np.ndarray]) -> np.ndarray:
+def joined(pieces: list[np.ndarray]) -> np.ndarray:
+    """Records of several arrays in one, dtype RECORD, which numpy can not join by itself: its bodies overlap."""
     if not pieces:
         return np.empty(0, RECORD)
     return np.concatenate([_words(piece) for piece in pieces]).reshape(-1).view(RECORD)

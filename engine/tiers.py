@@ -21,10 +21,10 @@ import numpy as np
 
 from engine.archive_client import ArchiveClient, ArchiveUnavailable
 from engine.exposition import TIERS
-from engine.l1 import L1, Key, View, Wanted, key_of
+from engine.l1 import L1, Key, View, Wanted, joined, key_of
 from shm.instruments import InstrumentTable
 from shm.latest import LatestTable
-from shm.layout import RECORD
+from shm.layout import RECORD, Flag, RecordType
 from shm.status import ProcessStatus
 from workers.spec import Question
 
@@ -32,6 +32,8 @@ CURSOR_CHARS: Final = 32
 CURSOR_PATTERN: Final = rf"^[A-Za-z0-9_-]{{{CURSOR_CHARS}}}$"
 _CURSOR: Final = re.compile(CURSOR_PATTERN)
 _KEY: Final = struct.Struct("<qqQ")
+_PIECES: Final = 64  # of a news item, looked for at a time
+_MAX_PIECES: Final = 16_384  # 1 MiB of text; a longer item is cut
 
 Form = Literal["records", "arrow", "parquet"]
 
@@ -78,7 +80,7 @@ class Tiers:
         if instrument_id is None:
             return None
         view = self._view(instrument_id, wanted)
-        if not view.alone:
+        if not view.alone or (len(view.records) >= wanted.limit and _may_lack_beginning(view.records)):
             return None
         return self._of_l1(view, wanted)
 
@@ -89,7 +91,26 @@ class Tiers:
             ShmError: L1 can't be read.
             ArchiveUnavailable: the historian can't be asked, and L1 has nothing, or a file was asked for.
             ArchiveRefused: it can't be answered in this form.
+
+        Records that begin within a news item get its beginning too, beyond `limit`: a page never cuts an item.
         """
+        answer = await self._ask(symbol, wanted, form)
+        if form != "records" or answer.cursor is None or not _may_lack_beginning(answer.records):
+            return answer
+        pieces = [answer.records]
+        while sum(map(len, pieces)) < wanted.limit + _MAX_PIECES:
+            before = wanted._replace(kind=RecordType.NEWS, before=key_of(pieces[0][0]), limit=_PIECES)
+            found = (await self._ask(symbol, before, form)).records
+            ends = np.flatnonzero(found["flags"] & Flag.CONTINUES == 0)
+            begun = found[ends[-1] + 1 :] if len(ends) else found
+            if len(begun):
+                pieces.insert(0, begun)
+            if len(begun) < _PIECES:
+                break
+        records = joined(pieces)
+        return answer._replace(records=records, length=len(records), cursor=_cursor_after(records))
+
+    async def _ask(self, symbol: str, wanted: Wanted, form: Form) -> Answer:
         instrument_id = self._instruments.find(symbol)
         applied = {ring: upto for ring, upto in enumerate(self._table().complete()) if upto}
         view = self._view(instrument_id, wanted)
@@ -189,6 +210,11 @@ def decode_cursor(cursor: str) -> Key:
         raise ValueError("it is none that this engine has given; take it from the answer before")
     event, publish, sequence = _KEY.unpack(base64.urlsafe_b64decode(cursor))
     return event, publish, sequence
+
+
+def _may_lack_beginning(records: np.ndarray) -> bool:
+    """Whether the first record could be a piece of a news item that began before."""
+    return len(records) > 0 and int(records["record_type"][0]) == RecordType.NEWS
 
 
 def _cursor_after(records: np.ndarray) -> str | None:

@@ -246,3 +246,27 @@ def test_without_storage_l1_answers_for_itself(engine_name: str, tmp_path: Path)
         status, _, body = engine.get("/data/X?format=arrow")
         assert (status, b"[storage] enabled" in body) == (422, True)
         assert engine.stop() == 0
+
+
+def test_a_page_never_cuts_a_news_item(engine_name: str, tmp_path: Path, quiet: Path) -> None:
+    texts = [f"{number}: " + "a headline of several records " * (number % 7 * 3 + 1) for number in range(30)]
+    config = ("--config", str(quiet))
+    for told in (15, 30):  # so that pages are of the journal, of L1 and of both
+        with EngineProcess(engine_name, tmp_path, *config) as engine:
+            engine.wait_ready()
+            items = [
+                {"symbol": "OLD", "data_type": "news", "source": "internal", "data": {"headline": text}}
+                | {"timestamp": f"2025-06-15T15:00:{texts.index(text):02d}Z"}
+                for text in texts[told - 15 : told]
+            ]
+            assert engine.send("POST", "/data/ingest", {"data": items})[1]["count"] == len(items)
+            last = texts[told - 1 : told]
+            wait_for("the last item", lambda last=last: headlines(ask(engine, "/data/OLD?limit=1")[1]) == last)
+            for limit in (1, 2, 3, 7, 40, 1000):
+                found = list(pages(engine, f"/data/OLD?limit={limit}"))
+                assert [line for page in reversed(found) for line in headlines(page)] == texts[:told], limit
+            assert engine.stop() == 0
+
+
+def headlines(answer: dict[str, Any]) -> list[str]:
+    return [point["data"]["headline"] for point in answer["data"]]
