@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -17,6 +18,19 @@ ROOT = Path(__file__).resolve().parent.parent
 # the engines and tools under test shall see Ctrl-C as in a terminal.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# How long an example takes says something about the machine, and nothing about what is tested.
+settings.register_profile("tickengine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("tickengine")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Under emulation of another processor some of the kernel's interface is missing (tests/arm64/run.sh)."""
+    if os.environ.get("TICKENGINE_EMULATED"):
+        skip = pytest.mark.skip(reason="qemu-user does not pass on what this needs of the kernel")
+        for item in items:
+            if item.get_closest_marker("bare_kernel"):
+                item.add_marker(skip)
 
 
 @pytest.fixture(scope="session")

@@ -4,7 +4,9 @@
 #   sudo tests/arm64/run.sh [--work DIR] [--suite NAME] [--all] [PYTEST ARGUMENTS...]
 #
 # Without arguments it builds and tests shm. With --all it installs every dependency, builds every native module and runs
-# the tests named in the arguments, tests/unit by default; emulated, that takes about 20 minutes.
+# the tests named in the arguments, tests/unit by default; emulated, that takes about 20 minutes. Captured samples
+# are used where they are found ($TICKENGINE_SAMPLES or ../shared/samples). Tests marked bare_kernel are skipped: qemu-user
+# does not pass on what they need of the kernel.
 #
 # What it proves: the AArch64 build works, the vector copy and the layout are right, every promise of the unit tests
 # holds. What it can not prove: memory ordering. qemu runs one guest instruction stream on an x86 host, which is stronger
@@ -24,7 +26,7 @@ while [ $# -gt 0 ]; do
         --work) work=$2; shift 2 ;;
         --suite) suite=$2; shift 2 ;;
         --all) all=yes; shift ;;
-        -h|--help) sed -n '2,19s/^# \{0,1\}//p' "$0"; exit 0 ;;
+        -h|--help) sed -n '2,20s/^# \{0,1\}//p' "$0"; exit 0 ;;
         --) shift; break ;;
         *) break ;;
     esac
@@ -57,7 +59,7 @@ mirror=$(cat /etc/apt/sources.list.d/*.sources /etc/apt/sources.list.d/*.list /e
 
 registered=
 cleanup() {
-    for folder in dev/shm proc; do
+    for folder in dev/shm proc samples; do
         ! mountpoint -q "$root/$folder" || umount "$root/$folder" || true
     done
     if [ -n "$registered" ]; then echo -1 > /proc/sys/fs/binfmt_misc/qemu-aarch64; fi
@@ -83,7 +85,13 @@ if [ ! -e "$root/.ready" ]; then
     touch "$root/.ready"
 fi
 
-mkdir -p "$root/dev/shm" "$root/project"
+mkdir -p "$root/dev/shm" "$root/project" "$root/samples"
+samples=${TICKENGINE_SAMPLES:-$project/../shared/samples}
+[ -d "$samples" ] || samples=
+if [ -n "$samples" ] && ! mountpoint -q "$root/samples"; then
+    mount --bind "$samples" "$root/samples"
+    mount -o remount,bind,ro "$root/samples"
+fi
 mountpoint -q "$root/proc" || mount -t proc proc "$root/proc"
 mountpoint -q "$root/dev/shm" || mount -t tmpfs -o size=2g tmpfs "$root/dev/shm"
 cp /etc/resolv.conf "$root/etc/resolv.conf"
@@ -94,7 +102,8 @@ step "copying the project"
     tar -x -C "$root/project"
 
 # pip is told as little as possible: the index and certificates of the outer machine's environment stay in force.
-inside() { chroot "$root" /usr/bin/env LANG=C.UTF-8 HOME=/root PIP_CERT=/etc/ssl/certs/ca-certificates.crt \
+inside() { chroot "$root" /usr/bin/env LANG=C.UTF-8 HOME=/root TICKENGINE_EMULATED=1 \
+    ${samples:+TICKENGINE_SAMPLES=/samples} PIP_CERT=/etc/ssl/certs/ca-certificates.crt \
     PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_DEFAULT_TIMEOUT=180 ${PIP_INDEX_URL:+PIP_INDEX_URL="$PIP_INDEX_URL"} \
     /bin/sh -euc "cd /project; $1"; }
 

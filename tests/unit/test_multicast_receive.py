@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.bare_kernel  # options of multicast sockets, LeakSanitizer
+
 ROOT = Path(__file__).resolve().parents[2]
 
 HARNESS = r"""

@@ -21,6 +21,8 @@ from workers.sources.multicast import MulticastSource, silent_lines
 from workers.sources.multicast_lines import interface_address
 from workers.spec import FeedSpec
 
+pytestmark = pytest.mark.bare_kernel  # options of multicast sockets
+
 DEADLINE_S = 30
 GROUPS = ("239.255.71.1", "239.255.71.2")
 
