@@ -396,7 +396,7 @@ def _feed_specs(config: Config) -> tuple[FeedSpec, ...]:
         files = [str(Path(file).expanduser().absolute()) for file in config.replay.files]
         first = Path(files[0]).name.split(".")[0][:56] if len(files) == 1 else ""
         speed: Any = config.replay.speed if config.replay.speed == "max" else float(config.replay.speed)
-        options = {"files": files, "speed": speed, "loop": config.replay.loop}
+        options = {"files": files, "speed": speed, "loop": config.replay.loop, "merge": config.replay.merge}
         sections.append(FeedSection(name=_unused(first or "replay", taken), source="replay", options=options))
     return tuple(
         FeedSpec(

@@ -404,7 +404,7 @@ class ReplaySection(Struct, frozen=True, kw_only=True):
 
     files: Annotated[
         tuple[str, ...],
-        Meta(max_length=1024, description="captures, played one after the other; the format is recognised"),
+        Meta(max_length=1024, description="captures; the format is recognised"),
     ] = ()
     speed: Annotated[
         str,
@@ -414,6 +414,7 @@ class ReplaySection(Struct, frozen=True, kw_only=True):
         ),
     ] = "1"
     loop: Annotated[bool, Meta(description="begin again at the end")] = False
+    merge: Annotated[bool, Meta(description="several captures by time; false: one after the other, as listed")] = True
 
 
 class FeedSection(Struct, frozen=True, kw_only=True):

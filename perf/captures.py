@@ -4,6 +4,9 @@
     itch       the captured start of a day (directory messages), then generated order flow on its instruments, repeated
     iex        the TOPS pcap, unpacked, its packets repeated with message numbers that go on
     binance    the trades of the spot capture, unpacked; one pass has 9,757
+    bi5        the Dukascopy ticks of a day, unpacked, as if they were of one hour, repeated
+    truefx     the USDJPY quotes, repeated
+    lobster    the AAPL events and books, repeated
 
 The samples are found at $TICKENGINE_SAMPLES or ../shared/samples. Order flow is generated because the captured ITCH
 file ends before trading starts: it never reaches the order table, which is what an ITCH decoder spends its time on.
@@ -12,6 +15,7 @@ file ends before trading starts: it never reaches the order table, which is what
 from __future__ import annotations
 
 import gzip
+import lzma
 import os
 import random
 import struct
@@ -165,6 +169,33 @@ def binance(folder: Path) -> CaptureFile:
     path = folder / "spot_btcusdt_trades.txt"
     path.write_bytes(b"".join(lines))
     return CaptureFile(path, len(lines))
+
+
+def bi5(folder: Path, copies: int) -> CaptureFile:
+    """Dukascopy ticks without their compression, `copies` times; each counts from the hour's begin."""
+    hours = sorted(_sample("ticks/dukascopy/**/09h_ticks.bi5").parent.glob("*h_ticks.bi5"))
+    ticks = b"".join(lzma.decompress(hour.read_bytes()) for hour in hours)
+    path = folder / "EURUSD/2019/01/04/09h_ticks.bi5"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(ticks * copies)
+    return CaptureFile(path, len(ticks) // 20 * copies)
+
+
+def truefx(folder: Path, copies: int) -> CaptureFile:
+    """Lines of time, bid and ask; the header once."""
+    header, *lines = _sample("ticks/truefx/usdjpy*.csv").read_bytes().splitlines(keepends=True)
+    path = folder / "USDJPY.csv"
+    path.write_bytes(header + b"".join(lines) * copies)
+    return CaptureFile(path, 1 + len(lines) * copies)
+
+
+def lobster(folder: Path, copies: int) -> CaptureFile:
+    """Events and the ten best levels after each, in two files."""
+    events = _sample("ticks/lobster/*_message_10.csv")
+    for path in (events, events.with_name(events.name.replace("message", "orderbook"))):
+        lines = path.read_bytes().splitlines()
+        (folder / path.name).write_bytes(b"\n".join(lines * copies) + b"\n")
+    return CaptureFile(folder / events.name, len(lines) * copies)
 
 
 def need(module: str) -> None:

@@ -3,14 +3,19 @@
     dbn        databento_dbn's own decoder, then price and time of each record it makes
     itch, iex  struct.unpack of each message that carries a price, and nothing done with it
     binance    msgspec into a typed struct, price and quantity to float: the least that JSON trades cost in Python
+    bi5        struct.iter_unpack, prices divided
+    truefx     the csv module, time by datetime.fromisoformat, bid and ask to float
+    lobster    the csv module over both files, every column to a number
 
 Each returns messages a second, and has counted that it saw them all.
 """
 
 from __future__ import annotations
 
+import csv
 import struct
 import time
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -125,3 +130,48 @@ def _binance_decoder() -> Any:
 
     trade = msgspec.defstruct("Trade", [("s", str), ("t", int), ("p", str), ("q", str), ("T", int), ("m", bool)])
     return msgspec.json.Decoder(msgspec.defstruct("Message", [("stream", str), ("data", trade)])).decode
+
+
+def bi5_rate(capture: CaptureFile) -> float:
+    """struct.iter_unpack over the ticks."""
+    data = capture.path.read_bytes()
+    start = time.perf_counter_ns()
+    count, highest = 0, 0.0
+    for _, ask, bid, _, _ in struct.iter_unpack(">IIIff", data):
+        highest = max(highest, ask / 1e5, bid / 1e5)
+        count += 1
+    elapsed_ns = time.perf_counter_ns() - start
+    require(count == capture.messages and highest > 0, f"struct saw {count} of {capture.messages} ticks")
+    return count / elapsed_ns * 1e9
+
+
+def truefx_rate(capture: CaptureFile) -> float:
+    """The csv module, then a time and two floats of each line."""
+    start = time.perf_counter_ns()
+    count = 0
+    with capture.path.open(newline="") as file:
+        lines = csv.reader(file)
+        next(lines)
+        for at, bid, ask in lines:
+            datetime.fromisoformat(at).timestamp()
+            float(bid), float(ask)
+            count += 1
+    elapsed_ns = time.perf_counter_ns() - start
+    require(count + 1 == capture.messages, f"csv saw {count} of {capture.messages - 1} quotes")
+    return count / elapsed_ns * 1e9
+
+
+def lobster_rate(capture: CaptureFile) -> float:
+    """The csv module over events and books, every column to a number."""
+    books_path = capture.path.with_name(capture.path.name.replace("message", "orderbook"))
+    start = time.perf_counter_ns()
+    count = 0
+    with capture.path.open(newline="") as events, books_path.open(newline="") as books:
+        for (at, *event), book in zip(csv.reader(events), csv.reader(books), strict=True):
+            float(at)
+            list(map(int, event))
+            list(map(int, book))
+            count += 1
+    elapsed_ns = time.perf_counter_ns() - start
+    require(count == capture.messages, f"csv saw {count} of {capture.messages} events")
+    return count / elapsed_ns * 1e9

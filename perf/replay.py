@@ -4,6 +4,9 @@
     replay_itch       NASDAQ TotalView-ITCH 5.0, order flow           peer: a loop of struct.unpack
     replay_iex        IEX TOPS 1.6 in a pcap                          peer: a loop of struct.unpack
     replay_binance    Binance spot trades, JSON text                  peer: msgspec alone, decode and two floats
+    replay_bi5        Dukascopy ticks, unpacked                       peer: a loop of struct.iter_unpack
+    replay_truefx     quotes as lines of text                         peer: the csv module, a time and two floats
+    replay_lobster    LOBSTER events with ten levels                  peer: the csv module, numbers
     ingest_dbn        the DBN file through a whole ingest worker      peer: databento_dbn's own decoder
 
         this process, pinned
@@ -74,6 +77,30 @@ def binance(plan: Plan) -> Row:
         peer="msgspec, two floats",
         peer_rate=peers_decode.binance_rate,
         target=Target(0.9e6, "higher"),
+    )
+
+
+def bi5(plan: Plan) -> Row:
+    """Dukascopy ticks a second."""
+    return _feed(plan, "replay_bi5", captures.bi5, 10, peer="struct.iter_unpack loop", peer_rate=peers_decode.bi5_rate)
+
+
+def truefx(plan: Plan) -> Row:
+    """Quotes a second, from lines of text."""
+    return _text(plan, "replay_truefx", captures.truefx, 500, peer_rate=peers_decode.truefx_rate)
+
+
+def lobster(plan: Plan) -> Row:
+    """LOBSTER events a second, each with its book."""
+    return _text(plan, "replay_lobster", captures.lobster, 100, peer_rate=peers_decode.lobster_rate)
+
+
+def _text(plan: Plan, name: str, make: Callable[[Path, int], CaptureFile], copies: int, *, peer_rate: Peer) -> Row:
+    """A table of text, its sample `copies` times over."""
+    amount = plan.amount(copies)
+    target = Target(0.5e6, "higher")
+    return _replay(
+        plan, name, lambda folder: make(folder, amount), 3, peer="csv module", peer_rate=peer_rate, target=target
     )
 
 

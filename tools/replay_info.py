@@ -28,7 +28,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
     from workers.decoders.capture import FORMATS, OPTIONS, PROTOCOLS
 
     add = parser.add_argument
-    add("files", nargs="+", metavar="FILE", help="DBN, packet capture, ITCH, WebSocket lines; gzip or zstd or plain")
+    add(
+        "files",
+        nargs="+",
+        metavar="FILE",
+        help="DBN, packet capture, ITCH, WebSocket lines, ticks; gzip, zstd, LZMA or plain",
+    )
     add("--json", action="store_true", help="one JSON list, with every symbol and the gaps")
     choices = {"format": FORMATS, "protocol": PROTOCOLS}
     for name, meaning in OPTIONS.items():

@@ -36,7 +36,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--replay",
         nargs="+",
         metavar="FILE",
-        help="captured files, one after the other; `replay-info` says what is in one",
+        help="captured files, merged by time; `replay-info` says what is in one",
     )
     add("--speed", metavar="1|N|max", help="replay as fast as recorded, N times that, or as fast as it goes (1)")
     add("--loop", action="store_const", const=True, help="begin the replay again when it has ended")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import lzma
 import random
 import struct
 from collections.abc import Callable
@@ -21,8 +22,10 @@ from workers.decoders._decimal import parse_decimal
 from workers.decoders._decoder import NativeDecoder
 from workers.decoders._iex import IexDecoder
 from workers.decoders._itch import ItchDecoder
+from workers.decoders._tick_files import Bi5Decoder, LobsterDecoder, TrueFxDecoder
 from workers.decoders.jsonl import JsonlReader
 from workers.decoders.protocol import Container, many_frames
+from workers.decoders.tick_files import RunReader
 
 
 def names() -> Callable[[str], int]:
@@ -209,6 +212,49 @@ def test_itch_order_map_refuses_more_than_its_limit_and_counts() -> None:
     assert decoder.counters.malformed == {"no memory": 20}
 
 
+# ---- LOBSTER: what differs between two books rebuilds the second -------------------------------------------------
+
+SIDE = st.dictionaries(st.integers(1, 30), st.integers(1, 9), max_size=6)
+
+
+@settings(deadline=None)
+@given(st.lists(st.tuples(SIDE, SIDE), min_size=1, max_size=12))
+def test_lobster_levels_lead_from_each_book_to_the_next(books: list[tuple[dict[int, int], dict[int, int]]]) -> None:
+    depth = 4
+    shown = []
+    for bids, asks in books:
+        best = (
+            sorted(bids.items(), reverse=True)[:depth],
+            sorted((price + 30, size) for price, size in asks.items())[:depth],
+        )
+        shown.append(best)
+    lines = []
+    for number, (bids_shown, asks_shown) in enumerate(shown):
+        row = [f"{34200 + number}.5,1,{number + 1},1,1,1"]
+        for rank in range(depth):
+            for side, absent in ((asks_shown, 9999999999), (bids_shown, -9999999999)):
+                price, size = side[rank] if rank < len(side) else (absent, 0)
+                row.append(f"{price},{size}")
+        lines.append(",".join(row) + "\n")
+    decoder = LobsterDecoder(names(), "X", 0)
+    decoder.feed(*many_frames(["".join(lines).encode()], [0]))
+    records = drain(decoder, size=3)
+    assert decoder.counters.malformed == {}
+    levels = records[records["record_type"] == RecordType.LEVEL2]
+    have: dict[int, dict[float, float]] = {1: {}, 2: {}}
+    for number, (bids_shown, asks_shown) in enumerate(shown):
+        for level in levels[levels["source_sequence"] == number + 1]:
+            book = have.get(int(level["side"]), {})
+            if level["action"] == Action.DELETE:
+                del book[float(level["price"])]
+            elif level["action"] != Action.CLEAR:
+                assert (level["action"] == Action.ADD) == (float(level["price"]) not in book)
+                book[float(level["price"])] = float(level["size"])
+        assert have == {
+            side: {price / 1e4: size for price, size in listed} for side, listed in ((1, bids_shown), (2, asks_shown))
+        }
+
+
 # ---- any cut, any damage ------------------------------------------------------------------------------------------
 
 
@@ -233,6 +279,9 @@ def pipelines(samples: Path) -> dict[str, tuple[bytes, Callable[[], Container], 
 
     coinbase = unpack(samples / "websocket/COINBASE.jsonl.zst").splitlines(keepends=True)
     small = b"".join(line for line in coinbase if len(line) < 900)[:6000]
+    ticks = samples / "ticks"
+    events, books = (sorted((ticks / "lobster").glob(f"*_{kind}_*"))[0] for kind in ("message", "orderbook"))
+    joined = zip(events.read_bytes().splitlines(), books.read_bytes().splitlines(), strict=True)
     return {
         "iex": (
             gzip.decompress((samples / "iex/TOPS16.pcapng.gz").read_bytes())[:9000],
@@ -250,10 +299,25 @@ def pipelines(samples: Path) -> dict[str, tuple[bytes, Callable[[], Container], 
         "live": (unpack(samples / "dbn/databento-python/LIVE/test_data.live.dbn.zst"), DbnReader, dbn_decoder),
         "binance": (book, LineReader, lambda _: BinanceDecoder(names())),
         "coinbase": (small, JsonlReader, lambda _: CoinbaseDecoder(names())),
+        "bi5": (
+            lzma.decompress((ticks / "dukascopy/EURUSD/2019/01/04/00h_ticks.bi5").read_bytes())[:6000],
+            lambda: RunReader(20),
+            lambda _: Bi5Decoder(names(), "EURUSD", 0),
+        ),
+        "truefx": (
+            (ticks / "truefx/usdjpy-ticks.csv").read_bytes()[:6000],
+            RunReader,
+            lambda _: TrueFxDecoder(names(), "USDJPY"),
+        ),
+        "lobster": (
+            b"".join(event + b"," + book + b"\n" for event, book in list(joined)[:30]),
+            RunReader,
+            lambda _: LobsterDecoder(names(), "AAPL", 0),
+        ),
     }
 
 
-KINDS = ["iex", "mold", "itch", "mbp-10", "mbo", "live", "binance", "coinbase"]
+KINDS = ["iex", "mold", "itch", "mbp-10", "mbo", "live", "binance", "coinbase", "bi5", "truefx", "lobster"]
 
 
 def decode(

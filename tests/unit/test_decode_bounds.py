@@ -7,6 +7,7 @@ read of one byte too many leaves.
 from __future__ import annotations
 
 import gzip
+import lzma
 import random
 import shutil
 import struct
@@ -21,11 +22,14 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 HARNESS = r"""
 #include <stdio.h>
 #include "workers/arbitration.h"
+#include "workers/decoders/bi5.h"
 #include "workers/decoders/binance.h"
 #include "workers/decoders/dbn.h"
 #include "workers/decoders/iex.h"
 #include "workers/decoders/itch.h"
+#include "workers/decoders/lobster.h"
 #include "workers/decoders/packets.h"
+#include "workers/decoders/truefx.h"
 
 static struct tk_record out[7];
 static struct tk_counts counts;
@@ -50,6 +54,13 @@ int main(void) {
     struct itch *itch = calloc(1, sizeof *itch);
     struct dbn *dbn = calloc(1, sizeof *dbn);
     struct binance *binance = calloc(1, sizeof *binance);
+    struct bi5 *bi5 = calloc(1, sizeof *bi5);
+    struct truefx *truefx = calloc(1, sizeof *truefx);
+    struct lobster *lobster = calloc(1, sizeof *lobster);
+    bi5->sink.counts = truefx->sink.counts = lobster->sink.counts = &counts;
+    bi5->units = 1e5;
+    lobster->was = calloc(1, sizeof *lobster->was);
+    lobster->now = calloc(1, sizeof *lobster->now);
     iex->sink.counts = itch->sink.counts = dbn->sink.counts = binance->sink.counts = &counts;
     itch->orders.limit = dbn->orders.limit = 1000;
     binance->native = 1;
@@ -82,6 +93,17 @@ int main(void) {
             binance->frames = frames;
             DECODE(binance, binance_run, if (stop == TK_SLOW) SKIP(binance);
                    else symbols_add(&binance->symbols, binance->symbols.missed, 1))
+        } else if (kind == 'K' || kind == 'C') {
+            bi5->frames = frames;
+            bi5->candles = kind == 'C';
+            DECODE(bi5, bi5_run, return 7)
+        } else if (kind == 'T') {
+            truefx->frames = frames;
+            DECODE(truefx, truefx_run, symbols_add(&truefx->symbols, truefx->symbols.missed, 1))
+        } else if (kind == 'O') {
+            lobster->frames = frames;
+            lobster->levels = cases % 3 ? lobster->levels : 0;
+            DECODE(lobster, lobster_run, return 7)
         } else if (kind == 'A' || kind == 'X') {
             struct arbiter *a = &lines[kind == 'X'];
             if (size > 2048 || !a->free_count) size = 0;
@@ -168,6 +190,13 @@ def test_kernels_stay_in_bounds_on_damaged_input(samples: Path, tmp_path: Path) 
     seeds += [(b"B", line.split(b" ", 1)[1]) for line in lines if len(line) < 3000]
     seeds += [(b"P", path.read_bytes()) for path in sorted((samples / "pcap").rglob("*.pcap"))]
     seeds += [(b"P", iex[:3000])]
+    ticks = samples / "ticks"
+    seeds += [(b"K", lzma.decompress(path.read_bytes())[:400]) for path in sorted(ticks.rglob("*h_ticks.bi5"))]
+    seeds += [(b"C", lzma.decompress(path.read_bytes())[:400]) for path in sorted(ticks.rglob("*candles*.bi5"))]
+    seeds += [(b"T", path.read_bytes()[at : at + 300]) for path in sorted(ticks.rglob("truefx/*")) for at in range(20)]
+    seeds += [(b"T", b"EUR/USD,20200701 12:00:00.247,1.3228,1.32289\r\n2020-07-01 14:30:00.1+02:30,1,2")] * 20
+    events, books = (path.read_bytes().splitlines() for path in sorted((ticks / "lobster").iterdir()))
+    seeds += [(b"O", b",".join(pair)) for pair in zip(events[:40], books[:40], strict=True)]
     rng = random.Random(1)
     cases = []
     for _ in range(6000):

@@ -31,6 +31,32 @@ def frames_of(container: Container, pieces: list[bytes]) -> list[Frame]:
     return found
 
 
+@pytest.mark.parametrize(
+    ("name", "first"),  # in s
+    [
+        ("websocket/spot_btcusdt_20240808.gz", 1_723_161_253),
+        ("websocket/BITFINEX.jsonl.zst", 1_618_677_543),
+        ("iex/TOPS16.pcapng.gz", 1_499_697_138),
+        ("ticks/truefx/usdjpy-ticks.csv", 0),
+        ("dbn/es-futures/futures_definition.dbn.zst", 0),
+    ],
+)
+def test_a_capture_says_when_its_first_message_was_received_and_loses_nothing(
+    samples: Path, name: str, first: int
+) -> None:
+    def decode(ask: bool) -> tuple[int, bytes, dict[str, int]]:
+        numbers: dict[str, int] = {}
+        with open_capture(samples / name, intern=lambda text: numbers.setdefault(text, len(numbers))) as capture:
+            found, out, data = capture.first_received_ns() if ask else 0, np.zeros(5000, RECORD), b""
+            while count := capture.decode(out):
+                data += out[:count].tobytes()
+            return found, data, capture.counters.messages
+
+    asked, plain = decode(True), decode(False)
+    assert asked[1:] == plain[1:]
+    assert asked[0] // 1_000_000_000 == first
+
+
 def udp_packet(payload: bytes, *, vlan: int = 0, ipv6: bool = False, port: int = 5000, link: str = "ethernet") -> bytes:
     udp = struct.pack(">HHHH", 1234, port, 8 + len(payload), 0) + payload
     if ipv6:

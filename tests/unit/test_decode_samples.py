@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -211,15 +212,62 @@ def test_dbn_live_stream_maps_symbols_as_it_goes(samples: Path) -> None:
     assert len(of_type(records, RecordType.BAR)) == 4
 
 
-def test_dbn_fragments_are_read_where_the_option_says_so(samples: Path) -> None:
+def test_dbn_fragments_are_read_by_their_name_or_where_the_option_says_so(samples: Path, tmp_path: Path) -> None:
     folder = samples / "dbn/dbn-official"
-    _, summary, _ = read(folder / "multi-frame.definition.v1.dbn.frag.zst", format="dbn-fragment")
-    assert set(summary["messages"]) == {"definition"}
-    assert (summary["malformed"], summary["truncated_bytes"]) == ({}, 0)
+    fragments = sorted(folder.glob("*.frag*"))
+    assert len(fragments) == 7
+    for path in fragments:
+        _, summary, _ = read(path)
+        assert summary["messages"] == {"definition": 8 if path.name.startswith("multi-frame") else 2}, path.name
+        assert (summary["malformed"], summary["truncated_bytes"]) == ({}, 0)
+        assert summary["format"].startswith("Databento DBN fragment")
+    renamed = tmp_path / "definitions"
+    renamed.write_bytes((folder / "test_data.definition.v1.dbn.frag").read_bytes())
     with pytest.raises(UnknownFormatError):
-        read(folder / "test_data.definition.v1.dbn.frag")
-    with pytest.raises(UnknownFormatError, match="DBZ"):
-        read(folder / "test_data.mbo.dbz")
+        read(renamed)
+    assert read(renamed, format="dbn-fragment")[1]["messages"] == {"definition": 2}
+
+
+def test_schemas_without_a_record_are_counted_by_type(samples: Path) -> None:
+    seen: set[str] = set()
+    for path in sorted((samples / "dbn").rglob("*.zst")):
+        schema = path.name.split(".")[1]
+        if schema in {"statistics", "definition", "status", "imbalance"} and ".frag" not in path.name:
+            records, summary, _ = read(path)
+            assert len(records) == 0
+            assert set(summary["messages"]) == {schema}, path.name
+            assert summary["malformed"] == {}
+            seen.add(schema)
+    assert len(seen) == 4
+
+
+# What no decoder is here for, and what the error says.
+REFUSED = {
+    "legacy DBZ": [".dbz"],
+    "none of IEX-TP or MoldUDP64": ["/Cboe/", "/Cme/"],
+    "which reads both": ["_orderbook_"],
+    "no known capture begins with": ["/REFERENCE/", "/vendor/"],
+}
+
+
+def test_every_sample_is_read_whole_or_refused_for_what_it_is(samples: Path) -> None:
+    read_whole = refused = 0
+    for path in sorted(path for path in samples.rglob("*") if path.is_file() and path.name != "README.md"):
+        where = path.as_posix()
+        reasons = [reason for reason, parts in REFUSED.items() if any(part in where for part in parts)]
+        if path.suffix == ".fix":
+            continue
+        if reasons:
+            with pytest.raises(UnknownFormatError, match=re.escape(reasons[0])):
+                describe_capture(path)
+            refused += 1
+            continue
+        summary = describe_capture(path)
+        assert (summary["error"], summary["truncated_bytes"], summary["progress"]) == ("", 0, 1.0), where
+        assert not set(summary["malformed"]) - {"unknown order"}, where  # files that begin in the middle of a day
+        read_whole += 1
+    assert read_whole > 160
+    assert refused > 20
 
 
 def test_mbp10_changes_rebuild_the_ten_levels(samples: Path) -> None:
@@ -317,7 +365,7 @@ def test_coinbase_trades_have_the_aggressors_side(samples: Path) -> None:
 def test_bitstamp_capture(samples: Path) -> None:
     records, summary, symbols = read(samples / "websocket/BITSTAMP.jsonl.zst")
     assert (summary["frames"], summary["malformed"], summary["format"]) == (
-        747,
+        747 + 10,  # pictures of ten books over REST
         {},
         "Bitstamp WebSocket messages, jsonl capture (zstd)",
     )
@@ -327,21 +375,50 @@ def test_bitstamp_capture(samples: Path) -> None:
     assert trades["price"][:2].tolist() == [3805.44, 3802.93]
     assert trades["side"][:2].tolist() == [Side.BUY, Side.SELL]
     assert trades["ts_event"][0] == 1641343699596000000
-    assert len(of_type(records, RecordType.LEVEL2)) == records_of_books(samples)
 
 
-def records_of_books(samples: Path) -> int:
-    """Levels of Bitstamp's messages, counted independently."""
-    text = zstandard.ZstdDecompressor().stream_reader((samples / "websocket/BITSTAMP.jsonl.zst").open("rb")).read()
-    lines = [json.loads(line) for line in text.splitlines()]
-    books = [json.loads(line["data"])["data"] for line in lines if line["t"] == "recv" and '"bids"' in line["data"]]
-    return sum(len(book["bids"]) + len(book["asks"]) for book in books)
+def test_bitstamp_books_are_the_pictures_and_what_changed_after_them(samples: Path) -> None:
+    path = samples / "websocket/BITSTAMP.jsonl.zst"
+    text = zstandard.ZstdDecompressor().stream_reader(path.open("rb")).read()
+    wanted: dict[tuple[str, int], dict[float, float]] = {}
+    pictures: dict[str, int] = {}
+    older = 0
+    for line in map(json.loads, text.splitlines()):
+        if line["t"] == "http" and "/order_book/" in line["url"]:
+            pair, book = line["url"].rpartition("/")[2], json.loads(line["data"])
+            pictures[pair] = int(book["microtimestamp"])
+        elif line["t"] == "recv" and '"bids"' in line["data"]:
+            message = json.loads(line["data"])
+            pair, book = message["channel"].rpartition("_")[2], message["data"]
+            if int(book["microtimestamp"]) <= pictures[pair]:
+                older += 1
+                continue
+        else:
+            continue
+        for side, name in ((Side.BUY, "bids"), (Side.SELL, "asks")):
+            for price, size in book[name]:
+                wanted.setdefault((pair, side), {})[float(price)] = float(size)
+    records, summary, symbols = read(path)
+    found: dict[tuple[str, int], dict[float, float]] = {}
+    for level in of_type(records, RecordType.LEVEL2):
+        if level["action"] == Action.CLEAR:
+            assert symbols[int(level["instrument_id"])] in pictures
+            continue
+        key = symbols[int(level["instrument_id"])], int(level["side"])
+        found.setdefault(key, {})[float(level["price"])] = float(level["size"])
+    assert found == wanted
+    assert (summary["duplicates"], len(pictures)) == (older, 10)
+    assert older > 0
 
 
-@pytest.mark.parametrize("name", ["BITFINEX.jsonl.zst", "hyperliquid_btcusd_20250126.gz"])
-def test_venues_without_a_decoder_are_named_errors(samples: Path, name: str) -> None:
-    with pytest.raises(UnknownFormatError):
-        read(samples / "websocket" / name)
+def test_venues_without_a_decoder_are_named_errors(tmp_path: Path) -> None:
+    path = tmp_path / "capture"
+    path.write_text('{"t":"header","exchange":"EXAMPLE"}\n{"t":"recv","ts":1.0,"data":"{}"}\n')
+    with pytest.raises(UnknownFormatError, match="EXAMPLE"):
+        read(path)
+    path.write_text('1723161254000000000 {"ticks":[]}\n')
+    with pytest.raises(UnknownFormatError, match="without a decoder"):
+        read(path)
 
 
 @pytest.mark.parametrize(

@@ -305,28 +305,29 @@ def test_a_feed_that_can_not_be_had_is_down_and_does_not_hurt_the_others(engine:
     assert engine.counter("feed.1.down") == 0
 
 
-def write_capture(path: Path, count: int, span_s: float) -> str:
-    """A Binance capture of `count` trades, ids from 1, spread over `span_s` seconds."""
+def write_capture(path: Path, count: int, span_s: float, part: int = 0, parts: int = 1) -> str:
+    """Of a Binance capture of `count` trades over `span_s` seconds every one in `parts`, with ids from 1."""
     with path.open("w") as file:
-        for number in range(1, count + 1):
+        for trade_id, number in enumerate(range(1 + part, count + 1, parts), start=1):
             at_ns = 1_723_161_254_000_000_000 + int(number * span_s * 1e9 / count)
             file.write(
                 f'{at_ns} {{"stream":"btcusdt@trade","data":{{"e":"trade","E":{at_ns // 1_000_000},"s":"BTCUSDT",'
-                f'"t":{number},"p":"100.5","q":"2","T":{at_ns // 1_000_000},"m":true,"M":true}}}}\n'
+                f'"t":{trade_id},"p":"100.5","q":"2","T":{at_ns // 1_000_000},"m":true,"M":true}}}}\n'
             )
     return str(path)
 
 
-@pytest.mark.parametrize("speed", [1, "max"])
+@pytest.mark.parametrize(("speed", "parts"), [(1, 1), ("max", 1), ("max", 3)])
 def test_a_replay_killed_again_and_again_delivers_every_record_once(
-    engine: Engine, tmp_path: Path, speed: float | str
+    engine: Engine, tmp_path: Path, speed: float | str, parts: int
 ) -> None:
     count = 60_000
+    files = [write_capture(tmp_path / f"{part}.txt", count, 1.5, part, parts) for part in range(parts)]
     feed = FeedSpec(
         feed_id=3,
         name="capture",
         source="replay",
-        options={"files": [write_capture(tmp_path / "trades.txt", count, span_s=1.5)], "speed": speed},
+        options={"files": files, "speed": speed},
     )
     reader = engine.reader()
     kills = 0
@@ -344,10 +345,11 @@ def test_a_replay_killed_again_and_again_delivers_every_record_once(
     assert reader.lost == 0
     own = records[records["feed_id"] == 3]
     trades = own[own["record_type"] != RecordType.STATUS]
-    assert np.array_equal(trades["trade_id"], np.arange(1, count + 1))
+    assert np.array_equal(trades["trade_id"], np.repeat(np.arange(1, count // parts + 1), parts))
+    assert np.all(np.diff(trades["ts_receive"]) == 25_000)
     assert codes(records).count(StatusCode.WRITER_RESTARTED) == kills
     ends = own[(own["record_type"] == RecordType.STATUS) & (own["code"] == StatusCode.END_OF_REPLAY)]
-    assert [(end["text"], end["to_sequence"]) for end in ends] == [(b"trades.txt", count)]
+    assert [(end["text"], end["to_sequence"]) for end in ends] == [(f"{parts - 1}.txt".encode(), count)]
 
 
 def test_a_finished_replay_is_said_to_have_ended(engine: Engine, tmp_path: Path) -> None:

@@ -51,6 +51,9 @@ def test_peers_see_every_message_of_the_captures(tmp_path: Path) -> None:
     assert peers_decode.itch_rate(captures.itch(tmp_path, copies=1)) > 0
     assert peers_decode.iex_rate(captures.iex(tmp_path, copies=2)) > 0
     assert peers_decode.binance_rate(captures.binance(tmp_path)) > 0
+    assert peers_decode.bi5_rate(captures.bi5(tmp_path, copies=1)) > 0
+    assert peers_decode.truefx_rate(captures.truefx(tmp_path, copies=2)) > 0
+    assert peers_decode.lobster_rate(captures.lobster(tmp_path, copies=2)) > 0
 
 
 def test_without_samples_a_replay_benchmark_is_skipped_and_says_where_it_looked(

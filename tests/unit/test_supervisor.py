@@ -15,6 +15,8 @@ from engine.plan import make_plan, runtime_dir
 from engine.process import LINES_PER_SECOND, MAX_LINE_BYTES, LineBuffer, worker_environment
 from engine.settings import FeedSection
 from engine.supervisor import end_in_words
+from workers.source import read_options
+from workers.sources.replay import ReplayOptions
 from workers.spec import (
     MODULES,
     FanoutSettings,
@@ -188,6 +190,14 @@ def test_the_plan_gives_each_worker_its_ring_and_consumers_all_rings(tmp_path: P
     for worker in plan.workers:
         assert worker.role in MODULES
         assert decode(encode(worker.settings), type(worker.settings)) == worker.settings
+
+
+@pytest.mark.parametrize("merge", [True, False])
+def test_the_replay_section_says_whether_files_are_merged(tmp_path: Path, merge: bool) -> None:
+    plan = make_plan(load(None, {}, {"replay.files": ["a.dbn", "b.dbn"], "replay.merge": merge}), tmp_path)
+    (feed,) = plan.feeds
+    assert read_options(feed, ReplayOptions).merge is merge
+    assert read_options(make_plan(load(None, {}, {"replay.files": ["a"]}), tmp_path).feeds[0], ReplayOptions).merge
 
 
 def test_readers_hold_the_writers_back_only_for_replays_at_full_speed(tmp_path: Path) -> None:

@@ -50,6 +50,7 @@ class MessageDecoder(NativeDecoder):
         action: int,
         sequence: int = 0,
         flags: int = 0,
+        orders: int = 0,
     ) -> None: ...
     def clear(self, symbol: str, ts_event: int, ts_receive: int, sequence: int = 0) -> None: ...
     def bar(

@@ -22,6 +22,13 @@ cdef extern from "workers/decoders/sink.h" nogil:
                  uint32_t trade_count)
 
 
+cdef extern from *:
+    """
+    static inline void set_orders(struct tk_record *record, uint32_t orders) { record->level2.order_count = orders; }
+    """
+    void set_orders(tk_record *record, uint32_t orders) nogil
+
+
 cdef double NAN = float("nan")
 UNREADABLE = (ValueError, OverflowError, KeyError, IndexError, TypeError, RecursionError)
 
@@ -105,13 +112,14 @@ cdef class MessageDecoder(NativeDecoder):
         record.flags |= flags
 
     def level(self, str symbol not None, int64_t ts_event, int64_t ts_receive, unsigned side, double price, double size,
-              unsigned action, uint64_t sequence=0, unsigned flags=0):
-        """One price of a book; `action` as in shm.layout.Action."""
+              unsigned action, uint64_t sequence=0, unsigned flags=0, uint32_t orders=0):
+        """One price of a book, or one order; `action` as in shm.layout.Action, `orders` how many stand there (0 = unknown)."""
         cdef uint32_t number = self._id(symbol)
         if number == TK_REFUSED:
             return
         cdef tk_record *record = sink_next(&self._sink, TK_TYPE_LEVEL2, number, ts_event, ts_receive)
         set_level2(record, side, price, size, action)
+        set_orders(record, orders)
         record.source_sequence = sequence
         record.flags |= flags
 

@@ -3,7 +3,8 @@
     live_trades_PAIR -> trade       diff_order_book_PAIR -> level2       order_book_PAIR -> level2, a snapshot each time
 
 Layout: Bitstamp "WebSocket API v2". Changes of a book carry a time (microtimestamp) and no number: `source_sequence`
-is that time in microseconds. A picture from REST comes as {"event": "picture", "channel": ..., "data": BODY}.
+is that time in microseconds. A picture from REST comes as {"event": "picture", "channel": ..., "data": BODY}; changes
+that are no newer than it stand in it already.
 """
 
 from __future__ import annotations
@@ -57,6 +58,7 @@ class BitstampDecoder(MessageDecoder):
         """`stamp`: source, feed_id, flags, venue."""
         super().__init__(intern, **stamp)
         self._last_trade: dict[str, int] = {}
+        self._pictures: dict[str, int] = {}  # symbol -> time of its last picture, us
         self._envelope = msgspec.json.Decoder(Envelope)
         self._trade = msgspec.json.Decoder(Trade)
         self._data = msgspec.json.Decoder(BookData)
@@ -74,7 +76,13 @@ class BitstampDecoder(MessageDecoder):
         elif kind in ("diff_order_book", "order_book"):
             self.seen(2 if kind == "diff_order_book" else 3)
             whole = kind == "order_book" or envelope.event == "picture"
-            self._take_book(self._data.decode(envelope.data), symbol, whole, ts_receive)
+            data = self._data.decode(envelope.data)
+            if envelope.event == "picture":
+                self._pictures[symbol] = int(data.microtimestamp)
+            elif not whole and int(data.microtimestamp) <= self._pictures.get(symbol, 0):
+                self.duplicate()
+                return
+            self._take_book(data, symbol, whole, ts_receive)
         else:
             self.seen(0)
 

@@ -3,7 +3,8 @@
     CaptureFile -> container -> decoder -> RECORD arrays
     (unpacks)      (frames)     (records)
 
-The format is found by content, never by name (`detect`); options help where content cannot tell. Original times are
+The format is found by content (`detect`), and by name where the name says what the content does not (`tick_files`, DBN
+fragments); options help where neither can tell. Original times are
 kept, records are flagged REPLAYED. Reads the file piece by piece; never paces, publishes or reads a clock.
 """
 
@@ -13,27 +14,30 @@ import os
 import re
 from collections.abc import Callable, Mapping
 from datetime import UTC, date, datetime
+from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 
 from shm.layout import RECORD, Flag, Source
-from workers.decoders.capture_file import CaptureFile
+from workers.decoders import tick_files
+from workers.decoders.capture_file import CaptureFile, PairedLines
 from workers.decoders.protocol import Batch, Container, Counters, Decoder, FramingError, UnknownFormatError
 from workers.errors import SettingsError
 
 Intern = Callable[[str], int]
 
-FORMATS: Final = ("pcap", "dbn", "dbn-fragment", "itch", "lines", "jsonl")
+FORMATS: Final = ("pcap", "dbn", "dbn-fragment", "itch", "lines", "jsonl", *tick_files.FORMATS)
 PROTOCOLS: Final = ("iex", "itch")
 # What may stand in `options`, for messages and for `tickengine config`.
 OPTIONS: Final = {
     "format": f"one of {', '.join(FORMATS)}; default: found by content",
     "protocol": f"of the datagrams in a packet capture: {' or '.join(PROTOCOLS)}; default: found by content",
     "port": "UDP port to read in a packet capture; default: all",
-    "date": "session date of ITCH times, YYYY-MM-DD; default: that of the capture time in New York",
+    "date": "day that times count from, YYYY-MM-DD; default: of ITCH the capture's in New York, else the file's name",
     "book": "true: quotes of the best prices, from ITCH orders and IEX DEEP price levels; default: false",
-    "symbol": "whose a Binance depth snapshot is that names none; default: that of the message before it",
+    "symbol": "whose a Binance depth snapshot or a file of ticks is that does not say so; default: the file's name",
+    "point": "Dukascopy: price of one unit; default: 0.00001, and 0.001 for JPY, RUB, HUF, metals and what is no pair",
     "venue": "venue code of the records; default: the format's own",
 }
 _PCAP_MAGICS: Final = tuple(map(bytes.fromhex, ("d4c3b2a1", "a1b2c3d4", "4d3cb2a1", "a1b23c4d", "0a0d0d0a")))
@@ -42,8 +46,10 @@ _ITCH_TYPES: Final = b"SRHYLVWKJhAFECXDUPQBINO"
 _PROBE_DATAGRAMS: Final = 4096
 
 
-def detect(head: bytes) -> str:
+def detect(head: bytes, path: Path) -> str:
     """Format of a stream that begins with `head`: one of FORMATS. UnknownFormatError says what it is instead."""
+    if found := tick_files.recognise(head, path):
+        return found
     if head[:4] in _PCAP_MAGICS:
         return "pcap"
     if head[:3] == b"DBN":
@@ -52,6 +58,8 @@ def detect(head: bytes) -> str:
         return "jsonl"
     if _LINE.match(head):
         return "lines"
+    if ".frag" in path.suffixes and _looks_like_dbn_records(head):
+        return "dbn-fragment"
     if _looks_like_itch(head):
         return "itch"
     if len(head) >= 4 and head[1:4] == b"\x2a\x4d\x18" and 0x50 <= head[0] <= 0x5F:
@@ -59,6 +67,19 @@ def detect(head: bytes) -> str:
     if not head:
         raise UnknownFormatError("the file is empty")
     raise UnknownFormatError(f"no known capture begins with {head[:16]!r}; the option `format` names one of {FORMATS}")
+
+
+def _looks_like_dbn_records(head: bytes) -> bool:
+    """Lengths in words of four bytes, each of a record type that there is, as far as the head goes (16 at most)."""
+    from workers.decoders._dbn import RTYPES
+
+    at = seen = 0
+    while at + 16 <= len(head) and seen < 16:
+        if head[at] < 4 or head[at + 1] not in RTYPES:
+            return False
+        at += 4 * head[at]
+        seen += 1
+    return seen > 0
 
 
 def _looks_like_itch(head: bytes) -> bool:
@@ -105,10 +126,14 @@ class Capture:
         self._failure: FramingError | None = None
         self._truncated_bytes = 0
         self._ended = False
-        self.file = CaptureFile(path)
+        self.file: CaptureFile | PairedLines = CaptureFile(path)
         try:
             self._head = self.file.read()
-            self._layout = str(self._options.get("format") or detect(self._head))
+            self._layout = str(self._options.get("format") or detect(self._head, self.file.path))
+            if self._layout == "lobster":
+                self.file.close()
+                self.file = PairedLines(path, tick_files.orderbook_of(self.file.path))
+                self._head = self.file.read()
             self._container: Any
             self._decoder: Any
             self._waiting: list[tuple[Batch, float]] = []  # and how far into the file it reaches
@@ -139,6 +164,17 @@ class Capture:
                     raise failure
                 break
         return filled
+
+    def first_received_ns(self) -> int:
+        """When the file's first message was received, ns; 0 = it does not say, or holds none. Only before `decode`."""
+        while True:
+            for batch, _ in self._waiting:
+                if len(batch.frames):
+                    return int(batch.frames["ts_receive"][0])
+            piece = self._read() if self._container.error is None else b""
+            if not piece:
+                return 0
+            self._waiting.append((self._container.feed(piece), self.file.progress))
 
     def _advance(self) -> bool:
         """Gives the decoder its next frames; False = there are no more."""
@@ -175,7 +211,7 @@ class Capture:
         """The input has ended: a last line may lack its newline; of a binary message nothing can be missing."""
         self._ended = True
         left = self._container.finish()
-        if left and self._layout in {"lines", "jsonl"}:
+        if left and self._layout in {"lines", "jsonl", "truefx", "lobster"}:
             batch: Batch = self._container.feed(b"\n")
             self._ended = not len(batch.frames)
             return batch
@@ -212,6 +248,10 @@ class Capture:
         elif self._layout == "lines":
             self._container = _containers.LineReader()
             self._begin_messages(self._head[:65536], stamp)
+        elif self._layout in tick_files.FORMATS:
+            self._container, self._decoder = tick_files.open_decoder(
+                self._layout, self.file.path, self._intern, self._options, stamp
+            )
         else:
             from workers.decoders.jsonl import JsonlReader
 
@@ -265,6 +305,14 @@ class Capture:
             from workers.decoders._binance import BinanceDecoder
 
             self._decoder = BinanceDecoder(self._intern, symbol=self._options.get("symbol"), **stamp)
+        elif b'"coin":"' in sample and b'"channel":' in sample:
+            from workers.decoders.hyperliquid import HyperliquidDecoder
+
+            self._decoder = HyperliquidDecoder(self._intern, **stamp)
+        elif b'"chanId":' in sample:
+            from workers.decoders.bitfinex import BitfinexDecoder
+
+            self._decoder = BitfinexDecoder(self._intern, **stamp)
         else:
             raise UnknownFormatError(f"lines of JSON from a venue without a decoder: {sample[:80]!r}")
 
@@ -286,6 +334,14 @@ class Capture:
             from workers.decoders._coinbase import CoinbaseDecoder
 
             self._decoder = CoinbaseDecoder(self._intern, **stamp)
+        elif exchange.startswith("BITFINEX"):
+            from workers.decoders.bitfinex import BitfinexDecoder
+
+            self._decoder = BitfinexDecoder(self._intern, **stamp)
+        elif exchange.startswith("HYPERLIQUID"):
+            from workers.decoders.hyperliquid import HyperliquidDecoder
+
+            self._decoder = HyperliquidDecoder(self._intern, **stamp)
         elif exchange.startswith("BITSTAMP"):
             from workers.decoders.bitstamp import BitstampDecoder
 
@@ -317,6 +373,8 @@ class Capture:
             text = f"Databento DBN{version} {self._container.schema or 'fragment'}".rstrip()
         elif self._layout == "itch":
             text = "NASDAQ ITCH 5.0, length-framed"
+        elif self._layout in tick_files.FORMATS:
+            text = tick_files.TITLES[self._layout]
         else:
             venue = type(self._decoder).__name__.removesuffix("Decoder")
             text = f"{venue} WebSocket messages, {'timed lines' if self._layout == 'lines' else 'jsonl capture'}"
@@ -424,6 +482,13 @@ def _iso(time_ns: int) -> str:
     return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%S}.{rest:09d}Z"
 
 
+def _is_positive(value: Any) -> bool:
+    try:
+        return 0.0 < float(value) < float("inf")
+    except (TypeError, ValueError):
+        return False
+
+
 def _checked(options: Mapping[str, Any]) -> dict[str, Any]:
     found = {key: value for key, value in options.items() if value is not None}
     for key, value in found.items():
@@ -435,6 +500,8 @@ def _checked(options: Mapping[str, Any]) -> dict[str, Any]:
             raise SettingsError(f"option protocol = {value!r}: {OPTIONS[key]}")
         if key == "port" and not (str(value).isdecimal() and 0 <= int(value) <= 65535):
             raise SettingsError(f"option port = {value!r}: a UDP port, 0 = all")
+        if key == "point" and not _is_positive(value):
+            raise SettingsError(f"option point = {value!r}: a number greater than 0")
         if key == "book" and not isinstance(value, bool):
             raise SettingsError(f"option book = {value!r}: true or false")
         if key == "venue" and not (isinstance(value, str) and value.isascii() and len(value) <= 8):

@@ -1,8 +1,9 @@
 """The `.jsonl` capture of WebSocket sessions -> text frames; `t` of a line: header, http, connect, send or recv.
 
 A container (`workers.decoders.protocol`) used by `capture`: reads no file. `recv.data` is a text message, `ts` its
-receive time in seconds; `conn` names the connection. Of the http answers only Binance depth snapshots become frames, in
-the form in which the venue sends a whole book on a combined stream: {"stream": "SYMBOL@depth", "data": BODY}.
+receive time in seconds; `conn` names the connection. Of the http answers only whole books become frames, in the words
+of the venue's stream: of Binance {"stream": "SYMBOL@depth", "data": BODY}, of Bitstamp
+{"event": "picture", "channel": "diff_order_book_PAIR", "data": BODY}.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from workers.decoders.protocol import FRAME, Batch, FramingError, many_frames
 
 LINE_MAX_BYTES: Final = 1 << 26
 _DEPTH_URL: Final = re.compile(r"/depth\?(?:.*&)?symbol=([A-Za-z0-9_.-]{1,32})(?:&|$)")
+
+_PICTURE_URL: Final = re.compile(r"bitstamp\.net/api/v2/order_book/([a-z0-9]{1,24})/?(?:\?|$)")
 
 
 class Line(msgspec.Struct):
@@ -89,12 +92,19 @@ class JsonlReader:
         if line.t == "header":
             self.exchange = self.exchange or line.exchange
         if line.t == "http":
-            depth = _DEPTH_URL.search(line.url)
-            if depth:
-                data = b'{"stream":"%s@depth","data":%s}' % (depth[1].lower().encode(), data)
-        if line.t == "recv" or (line.t == "http" and data.startswith(b'{"stream"')):
+            data = _book(line.url, data)
+        if line.t == "recv" or (line.t == "http" and data):
             messages.append(data)
             times.append(ts_receive)
             connections.append(self._connections.setdefault(line.conn, len(self._connections)) & 0xFFFF)
         else:
             self._passed[f"{line.t or '?'} lines"[:40]] += 1
+
+
+def _book(url: str, body: bytes) -> bytes:
+    """A whole book that was asked for, as the venue's stream would bring it; b"" for any other answer."""
+    if depth := _DEPTH_URL.search(url):
+        return b'{"stream":"%s@depth","data":%s}' % (depth[1].lower().encode(), body)
+    if picture := _PICTURE_URL.search(url):
+        return b'{"event":"picture","channel":"diff_order_book_%s","data":%s}' % (picture[1].encode(), body)
+    return b""

@@ -1,12 +1,14 @@
 """Captured market data as a feed: files through the decoders that live feeds use, paced as they were recorded.
 
-The ingest worker polls it (`workers.source.Source`); the bytes are read and decoded by workers.decoders.capture.
+The ingest worker polls it (`workers.source.Source`); the bytes are read and decoded by workers.decoders.capture, one
+file by `replay_file.py`.
 Records keep their original ts_event and ts_receive and carry flag REPLAYED.
 
-Order: files one after the other, as listed; they are not merged by time. After the last file of each pass, and after a
-file whose successor begins earlier than it ended, comes a status record END_OF_REPLAY (text: the file's name;
-to_sequence
-- from_sequence: records since the one before), at which consumers close what is open, such as bars.
+Order: all files as one stream, by the time that also paces it (`merge.py`); which begins when is found out first, a few
+files a poll. With `merge = false` one after the other, as listed. After the last file of each pass, and after one whose
+successor as listed begins earlier than it ended, comes a status record END_OF_REPLAY (text: the name of the file that
+ended last; to_sequence - from_sequence: records since the one before), at which consumers close what is open, such as
+bars.
 
 Pace: a record is due when as much time (divided by `speed`) has passed since the first one was delivered as lay between
 the two in the recording; by ts_receive, or ts_event where the file has no times of receipt. Records slightly out of
@@ -19,7 +21,6 @@ bounded amount a poll, so that the worker's heart goes on beating.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
@@ -37,17 +38,16 @@ from shm.layout import (
     StatusCode,
     empty,
 )
-from workers.decoders.capture import Capture, open_capture
-from workers.decoders.protocol import FramingError
+from workers.decoders.tick_files import without_books
 from workers.errors import SourceError
 from workers.source import SourceContext, read_options
+from workers.sources.merge import merge_by_time
+from workers.sources.replay_file import ReplayFile, first_recorded_ns, recorded_ns
 from workers.sources.selection import Selection
-
-log = logging.getLogger("replay")
 
 CHUNK_SLOTS: Final = 4096
 SKIP_CHUNKS_PER_POLL: Final = 16
-COUNT_EVERY: Final = 64  # batches; the decoders' counters are copied, which costs more than a small batch
+LOOKS_PER_POLL: Final = 4  # files whose first record is looked for in one poll
 JUMP_BACK_NS: Final = 1_000_000_000
 PAUSE_BETWEEN_PASSES_NS: Final = 1_000_000_000
 
@@ -59,6 +59,7 @@ class ReplayOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     speed: Annotated[float, Meta(gt=0, le=1e6)] | Literal["max"] = 1.0  # times the recorded pace
     loop: bool = False  # begin again after the last file (paced: after a second)
     max_gap_s: Annotated[float, Meta(ge=0)] = 0.0  # longer pauses in the recording are shortened to this; 0 = kept
+    merge: bool = True  # several files as one stream, by time; false: one after the other, as listed
     decoder: dict[str, Any] = {}  # options of the decoder, see workers/decoders/capture.py
 
 
@@ -69,15 +70,18 @@ class ReplaySource:
         """Check the options; files are opened by the polls. SettingsError for what can't work."""
         self._options = read_options(context.spec, ReplayOptions)
         self._context = context
-        self._files = [Path(name) for name in self._options.files]
+        self._files = without_books([Path(name) for name in self._options.files])
         self._selection = Selection(context)
         self.errors = 0
         self.gaps = 0
         self.bytes_received = 0
         self.position: int | None = 0
         self.next_due_ns: int | None = 0
-        self._capture: Capture | None = None
-        self._file = 0  # index of the file in hand; how many of the pass are done
+        self._open: list[ReplayFile] = []
+        self._done = 0  # files of the pass that have ended
+        self._last_ended = self._files[-1]
+        self._first_ns: list[int] = []  # when the first record of each file was recorded, as far as that is known
+        self._to_look = self._files if self._options.merge and len(self._files) > 1 else []
         self._begun_share = 0.0  # of the pass, before the batch in hand
         self._batches = self._passes()
         self._chunk = empty(CHUNK_SLOTS)
@@ -92,6 +96,9 @@ class ReplaySource:
     def poll(self, out: np.ndarray, now_ns: int) -> int:
         """See `Source.poll`. SourceError or OSError when a file can't be read."""
         self._last_poll_ns = now_ns
+        if len(self._first_ns) < len(self._to_look):
+            self._look_at_some(now_ns)
+            return 0
         if self._to_skip:
             self._skip_some(now_ns)
             return 0
@@ -111,6 +118,8 @@ class ReplaySource:
             if batch is None:
                 self.next_due_ns = None
                 return count
+            if not len(batch):
+                break
             if batch.base is self._into.base and batch.ctypes.data == self._into.ctypes.data:
                 count += len(batch)
             else:
@@ -123,6 +132,9 @@ class ReplaySource:
         while True:
             if self._next == len(self._batch) and not self._decode_batch(now_ns):
                 self.next_due_ns = None
+                return count
+            if not len(self._batch):
+                self.next_due_ns = now_ns
                 return count
             due = int(np.searchsorted(self._due_ns, now_ns, side="right"))
             count += self._hand_out(out[count:], due)
@@ -145,8 +157,14 @@ class ReplaySource:
         if batch is None:
             return False
         self._batch, self._next = batch, 0
-        self._due_ns = self._clock.schedule(_recorded_ns(batch), now_ns)
+        self._due_ns = self._clock.schedule(recorded_ns(batch), now_ns)
         return True
+
+    def _look_at_some(self, now_ns: int) -> None:
+        """Find out when files begin, a few at a time, so that the worker's heart goes on beating."""
+        self.next_due_ns = now_ns
+        for path in self._to_look[len(self._first_ns) :][:LOOKS_PER_POLL]:
+            self._first_ns.append(first_recorded_ns(path, self._options.decoder))
 
     def skip(self, records: int) -> None:
         """See `Source.skip`; done by the next polls, which return 0 meanwhile."""
@@ -172,7 +190,7 @@ class ReplaySource:
                 # The pace begins with the first record that is delivered.
                 self._clock = _Clock(self._options)
                 self._batch, self._next = self._batch[self._next :], 0
-                self._due_ns = self._clock.schedule(_recorded_ns(self._batch), now_ns)
+                self._due_ns = self._clock.schedule(recorded_ns(self._batch), now_ns)
                 return
 
     def resume(self, now_ns: int) -> None:
@@ -183,10 +201,10 @@ class ReplaySource:
             self._last_poll_ns = now_ns
 
     def close(self) -> None:
-        """Close the file in hand."""
-        if self._capture is not None:
-            self._capture.close()
-            self._capture = None
+        """Close the files in hand."""
+        for file in self._open:
+            file.close()
+        self._open.clear()
 
     @property
     def progress(self) -> float:
@@ -196,74 +214,77 @@ class ReplaySource:
 
     @property
     def _decoded_share(self) -> float:
-        within = self._capture.progress if self._capture is not None else 0.0
-        return (self._file + within) / len(self._files)
+        return (self._done + sum(file.progress for file in self._open)) / len(self._files)
 
     # -- from files to batches
 
     def _passes(self) -> Iterator[np.ndarray]:
-        """Batches in order. The first one of a file stands in an array of its own, others at the start of `_into`."""
+        """Batches in order, each valid until the next is asked for; most stand at the start of `_into`.
+
+        An empty one leaves the poll, so that the worker's heart goes on beating.
+        """
         while True:
             total = 0
             since_end = 0
             end = _end_record(self._context.spec.feed_id)
-            for index, path in enumerate(self._files):
-                self._file = index
-                for batch in self._decode_file(path):
-                    recorded = _recorded_ns(batch[:1])[0]
-                    if since_end and recorded < _recorded_ns(end)[0] and batch is self._first_of_file:
-                        yield _finish(end, self._files[index - 1], since_end)
-                        since_end = 0
-                    for field in ("ts_event", "ts_receive"):
-                        end[field] = batch[field][-1]
-                    total += len(batch)
-                    since_end += len(batch)
+            self._done = 0
+            for batch, begins in self._merged() if self._to_look else self._listed():
+                if not len(batch):
                     yield batch
-            yield _finish(end, self._files[-1], since_end)
+                    continue
+                if begins and since_end and recorded_ns(batch[:1])[0] < recorded_ns(end)[0]:
+                    yield _finish(end, self._last_ended, since_end)
+                    since_end = 0
+                for field in ("ts_event", "ts_receive"):
+                    end[field] = batch[field][-1]
+                total += len(batch)
+                since_end += len(batch)
+                yield batch
+            yield _finish(end, self._last_ended, since_end)
             if not self._options.loop:
-                self._file = len(self._files)
                 return
             if total == 0:
                 raise SourceError("nothing to loop over: the files hold no record")
             self._clock.pause(PAUSE_BETWEEN_PASSES_NS)
 
-    def _decode_file(self, path: Path) -> Iterator[np.ndarray]:
-        spec = self._context.spec
-        capture = open_capture(
-            path, intern=self._context.intern, options=self._options.decoder or None, feed_id=spec.feed_id
-        )
-        self._capture = capture
-        self._first_of_file: np.ndarray | None = None
-        into = empty(CHUNK_SLOTS)
-        before = (self.errors, self.gaps, self.bytes_received)
-        turn = damaged = 0
-        while True:
-            try:
-                count = capture.decode(into)
-            except FramingError as error:
-                # Nothing after the damage can be read; what stood before it has been handed out.
-                log.warning("feed %s: %s: %s; the rest of the file is left out", spec.name, path.name, error)
-                damaged, count = 1, 0
-            turn += 1
-            if count == 0 or turn % COUNT_EVERY == 0:
-                self._count(capture, before[0] + damaged, *before[1:])
-            if count == 0:
-                self.close()
-                self._file += 1
-                return
-            batch = self._selection.keep(into[:count])
-            if len(batch):
-                if self._first_of_file is None:
-                    self._first_of_file = batch
-                yield batch
-                into = self._into
+    def _listed(self) -> Iterator[tuple[np.ndarray, bool]]:
+        """One file after the other, and whether a batch is the first of its file, for which END may have to wait."""
+        for number in range(len(self._files)):
+            file = self._open_file(number)
+            batch = file.read(empty(CHUNK_SLOTS))
+            begins = True
+            while len(batch):
+                yield batch, begins
+                begins = False
+                batch = file.read(self._into)
 
-    def _count(self, capture: Capture, errors: int, gaps: int, bytes_received: int) -> None:
-        """Add the file's counters to those of the files before it."""
-        counters = capture.counters
-        self.errors = errors + sum(counters.malformed.values())
-        self.gaps = gaps + counters.gaps
-        self.bytes_received = bytes_received + counters.bytes
+    def _merged(self) -> Iterator[tuple[np.ndarray, bool]]:
+        """All files by time."""
+        for batch in merge_by_time(self._first_ns, self._open_file, lambda: self._into):
+            yield batch, False
+
+    def _open_file(self, number: int) -> ReplayFile:
+        file = ReplayFile(
+            self._files[number],
+            self._context,
+            self._selection,
+            self._options.decoder,
+            counted=self._count,
+            ended=self._file_ended,
+        )
+        self._open.append(file)
+        return file
+
+    def _file_ended(self, file: ReplayFile) -> None:
+        self._open.remove(file)
+        self._done += 1
+        self._last_ended = file.path
+
+    def _count(self, errors: int, gaps: int, bytes_received: int) -> None:
+        """What a file's decoder has counted since it did so last."""
+        self.errors += errors
+        self.gaps += gaps
+        self.bytes_received += bytes_received
 
 
 class _Clock:
@@ -308,12 +329,6 @@ class _Clock:
     def postpone(self, by_ns: int) -> None:
         """Everything that has not been scheduled yet is due that much later."""
         self._due_ns += by_ns
-
-
-def _recorded_ns(batch: np.ndarray) -> np.ndarray:
-    """The time that paces each record: of receipt, or the venue's where there is none."""
-    recorded: np.ndarray = np.where(batch["ts_receive"] != 0, batch["ts_receive"], batch["ts_event"])
-    return recorded
 
 
 def _copy(target: np.ndarray, records: np.ndarray) -> None:

@@ -1,0 +1,118 @@
+"""One capture file of a replay: the records that its feed wants, batch by batch, damage and counters included.
+
+Made by the replay source (`replay.py`), which decides when a file is opened and in which order records of several files
+go out (`merge.py`). Knows no pace and no other file.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from shm.layout import empty
+from workers.decoders.capture import open_capture
+from workers.decoders.protocol import FramingError
+from workers.source import SourceContext
+from workers.sources.selection import Selection
+
+log = logging.getLogger("replay")
+
+COUNT_EVERY: Final = 64  # batches; the decoders' counters are copied, which costs more than a small batch
+_PROBE_SLOTS: Final = 64
+
+OnCount = Callable[[int, int, int], None]  # errors, gaps, bytes that have come since the last call
+
+
+class ReplayFile:
+    """A file from its begin to its end. Opening raises OSError, SettingsError or DecodeError."""
+
+    def __init__(
+        self,
+        path: Path,
+        context: SourceContext,
+        selection: Selection,
+        options: Mapping[str, Any],
+        *,
+        counted: OnCount,
+        ended: Callable[[ReplayFile], None],
+    ) -> None:
+        """`selection` tells what the feed wants, `options` are the decoder's; `ended` is called at the file's end."""
+        spec = context.spec
+        self.path = path
+        self._feed = spec.name
+        self._selection = selection
+        self._counted = counted
+        self._ended = ended
+        self._before = (0, 0, 0)  # what `counted` has been told
+        self._damaged = self._turn = 0
+        self.waiting = 0  # of the records read last, how many are kept back; whoever does so says it here
+        self._read = 0  # how many those were
+        self._begun_share = 0.0  # of the file, before them
+        self._capture = open_capture(path, intern=context.intern, options=options or None, feed_id=spec.feed_id)
+
+    def read(self, into: np.ndarray) -> np.ndarray:
+        """The next wanted records, at the start of `into`; none = the file has ended, and is closed."""
+        self._begun_share, self.waiting = self._capture.progress, 0
+        while True:
+            try:
+                count = self._capture.decode(into)
+            except FramingError as error:
+                # Nothing after the damage can be read; what stood before it has been handed out.
+                log.warning("feed %s: %s: %s; the rest of the file is left out", self._feed, self.path.name, error)
+                self._damaged, count = 1, 0
+            self._turn += 1
+            if count == 0 or self._turn % COUNT_EVERY == 0:
+                self._count()
+            if count == 0:
+                self.close()
+                self._ended(self)
+                return into[:0]
+            batch = self._selection.keep(into[:count])
+            if len(batch):
+                self._read = len(batch)
+                return batch
+
+    @property
+    def progress(self) -> float:
+        """How much of the file has been decoded and is not waiting, 0 to 1."""
+        end = self._capture.progress
+        return end - (end - self._begun_share) * self.waiting / self._read if self.waiting else end
+
+    def close(self) -> None:
+        """Let go of the file. Safe to call twice."""
+        self._capture.close()
+
+    def _count(self) -> None:
+        counters = self._capture.counters
+        now = (sum(counters.malformed.values()) + self._damaged, counters.gaps, counters.bytes)
+        self._counted(*(new - old for new, old in zip(now, self._before, strict=True)))
+        self._before = now
+
+
+def recorded_ns(batch: np.ndarray) -> np.ndarray:
+    """The time by which records are paced and merged, int64 ns: of receipt, or the venue's where there is none."""
+    recorded: np.ndarray = np.where(batch["ts_receive"] != 0, batch["ts_receive"], batch["ts_event"])
+    return recorded
+
+
+def first_recorded_ns(path: Path, options: Mapping[str, Any]) -> int:
+    """When the first message of a file was received, or else when its first record was; 0 = neither is known.
+
+    No record of it is earlier, but for disorder. Raises what opening the file raises. Reads no further than it must.
+    """
+    out = empty(_PROBE_SLOTS)
+    with open_capture(path, intern=lambda _: 0, options=options or None) as capture:
+        try:
+            received_ns = capture.first_received_ns()
+            count = 0 if received_ns else capture.decode(out)
+        except FramingError:  # told when its turn comes
+            return 0
+    if received_ns:
+        return received_ns
+    times = recorded_ns(out[:count])
+    timed = times[times != 0]
+    return int(timed[0]) if len(timed) else 0
