@@ -26,6 +26,7 @@ SOURCES: Final[dict[str, tuple[str, str]]] = {
     "replay": ("workers.sources.replay", "ReplaySource"),
     "websocket": ("workers.sources.websocket", "WebSocketSource"),
     "multicast": ("workers.sources.multicast", "MulticastSource"),
+    "ibkr": ("workers.sources.ibkr", "IbkrSource"),
 }
 
 
