@@ -97,6 +97,14 @@ class TierAnswer(Struct, kw_only=True):
     hit_ratio: float
 
 
+class OverloadAnswer(Struct, kw_only=True):
+    """What fan-out has left out because it got more than it can send, all of them together."""
+
+    state: Annotated[Literal["normal", "conflating", "shedding"], Meta(description="of the worst of them, now")]
+    conflated: Annotated[Count, Meta(description="records that a newer one replaced before they were sent")]
+    shed: Annotated[Count, Meta(description="records of the low tier that were not sent at all")]
+
+
 class MetricsAnswer(Struct, kw_only=True):
     """GET /metrics."""
 
@@ -117,6 +125,7 @@ class MetricsAnswer(Struct, kw_only=True):
     cache_size: Annotated[Count, Meta(description="records held in L1")]
     cache_hit_ratio: Annotated[float, Meta(description="share of data requests that L1 answered alone")]
     tiers: Annotated[dict[str, TierAnswer], Meta(description="L1, L2, L3, as far as they have been asked")]
+    overload: OverloadAnswer
     engine_type: Literal["market_data"] = "market_data"
     containerized: bool
     hardware_platform: str
@@ -194,11 +203,26 @@ class ReadersAnswer(Struct, kw_only=True):
     count: Count
 
 
-class SymbolsAnswer(Struct, kw_only=True):
+class SymbolScore(Struct, kw_only=True):
+    """How much a symbol matters now."""
+
+    symbol: str
+    score: Annotated[float, Meta(description="activity and interest together, 0 to 2; README of the folder workers")]
+    ranked: Annotated[bool, Meta(description="among those of highest score: under overload it goes first")]
+    trades: Annotated[float, Meta(description="trades and ticks, halved every minute")]
+    notional: Annotated[float, Meta(description="price times size of them, halved every minute")]
+    move: Annotated[float, Meta(description="relative moves of the price from second to second, halved every minute")]
+    watchers: Annotated[int, Meta(description="who names the symbol: ZeroMQ topics, and subscriptions by priority")]
+
+
+class SymbolsAnswer(Struct, kw_only=True, omit_defaults=True):
     """GET /symbols."""
 
     symbols: list[str]
     count: Count
+    scores: Annotated[
+        list[SymbolScore] | None, Meta(description="with detail=true: of each symbol, the highest score first")
+    ] = None
 
 
 class FeedAnswer(Struct, kw_only=True):

@@ -192,6 +192,8 @@ def _check_process(sample: Sample, before: Sample, worker: Expected, limits: Lim
         )
         why = f"nothing can be written to its folder now (see the log); {behind} records behind, it keeps its position"
         return Check(name, Verdict.DEGRADED, why)
+    if process.gauges.get("overload"):
+        return Check(name, Verdict.DEGRADED, _overload(process, before.process(worker.label)))
     behind_why = _mirror_trouble(process, before.process(worker.label), limits) if process.role == "mirror" else ""
     if behind_why:
         return Check(name, Verdict.DEGRADED, behind_why)
@@ -199,6 +201,18 @@ def _check_process(sample: Sample, before: Sample, worker: Expected, limits: Lim
         return Check(name, Verdict.DEGRADED, f"restarted a moment ago ({often}), last: {worker.last_end}")
     return Check(
         name, Verdict.HEALTHY, f"running on {process.placement or 'any core'}" + (f", {often}" * bool(worker.restarts))
+    )
+
+
+def _overload(fanout: ProcessView, before: ProcessView | None) -> str:
+    """What a fan-out that gets more than it can send leaves out."""
+    left_out = [
+        fanout.counters.get(name, 0) - (before.counters.get(name, 0) if before is not None else 0)
+        for name in ("records_conflated", "records_shed")
+    ]
+    return (
+        f"overloaded: it sends every trade, of the rest the newest; {left_out[0]} records conflated and "
+        f"{left_out[1]} shed in the last seconds"
     )
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from importlib.resources import files
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
 from litestar import Litestar, Request, Response, get, post
 from litestar.config.response_cache import ResponseCacheConfig
@@ -18,6 +18,7 @@ from litestar.di import Provide
 from litestar.exceptions import HTTPException
 from litestar.openapi import OpenAPIConfig, ResponseSpec
 from litestar.openapi.plugins import JsonRenderPlugin
+from litestar.params import Parameter
 
 from engine import answers, replies
 from engine.exposition import render
@@ -31,6 +32,7 @@ from engine.http_subscriptions import SUBSCRIPTION_ROUTES
 from engine.intake import Intake
 from engine.observer import Observer
 from engine.problems import Refusal, on_bug, on_http_error
+from engine.symbol_scores import symbol_scores
 from shm.errors import ShmError
 
 _TEXT_FORMATS: Final = ("text/plain", "application/openmetrics-text")
@@ -168,10 +170,15 @@ async def readers(observer: Observer) -> answers.ReadersAnswer:
 
 
 @get("/symbols", tags=["data"], summary="Every symbol seen")
-async def symbols(observer: Observer) -> answers.SymbolsAnswer:
+async def symbols(
+    observer: Observer,
+    *,
+    detail: Annotated[bool, Parameter(description="with the score of each, and what it follows from")] = False,
+) -> answers.SymbolsAnswer:
     """In order of first sight."""
     known = observer.segments.instruments.symbols()
-    return answers.SymbolsAnswer(symbols=known, count=len(known))
+    scores = symbol_scores(known, observer.segments.ranks) if detail else None
+    return answers.SymbolsAnswer(symbols=known, count=len(known), scores=scores)
 
 
 @post("/symbols/{symbol:str}/snapshot", tags=["data"], summary="What is known of a symbol now", status_code=200)

@@ -49,7 +49,8 @@ class Intake:
 
     def __init__(self, config: Config, segments: Segments, supervisor: Supervisor) -> None:
         """Uses ring 0 of `segments`, of which the control process is the writer."""
-        self.composer = Composer(segments.instruments.intern, QualitySettings(**msgspec.structs.asdict(config.quality)))
+        quality = QualitySettings(**msgspec.structs.asdict(config.quality))
+        self.composer = Composer(segments.instruments.intern, quality, config.priority.symbols)
         self._engine = config.engine.name
         self._ring = segments.ring
         self._status = segments.status

@@ -24,6 +24,7 @@ from engine.segments import Segments, forget_pages
 from engine.settings import Config
 from engine.subscriptions import Subscriptions
 from engine.supervisor import Supervisor
+from engine.symbol_scores import Watchers
 from engine.tiers import Tiers
 from shm.errors import ShmError
 from shm.latest import LatestTable
@@ -97,6 +98,7 @@ class Observer:
             store_lag_s=config.health.store_lag_s,
         )
         self._alerts = Alerts(self.limits)
+        self._watchers = Watchers(segments.instruments.find, segments.ranks)
 
     def tick(self) -> None:
         """Once a second: a sample for the history, the feeds' cadence, alerts."""
@@ -107,6 +109,7 @@ class Observer:
         while len(self._restarts) > 2 and sample.monotonic_s - self._restarts[0][0] > WINDOW_S:
             self._restarts.pop(0)
         self._alert(sample)
+        self._watchers.note(self.subscriptions.entries.values(), sample.symbols)
         lost = sample.total("records_lost", "cache")
         if lost != self._l1_lost or self._pid_of(CACHE_LABEL) == 0:
             self._l1_lost, self.tiers.hole_ns = lost, sample.now_ns

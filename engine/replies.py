@@ -69,8 +69,19 @@ def metrics(observer: Observer) -> answers.MetricsAnswer:
             level: answers.TierAnswer(hits=c.hits, misses=c.misses, down=c.down, hit_ratio=c.hit_ratio)
             for level, c in tiers.items()
         },
+        overload=overload(sample),
         containerized=rates.containerized(),
         hardware_platform=observer.config.engine.hardware_platform,
+    )
+
+
+def overload(sample: Sample) -> answers.OverloadAnswer:
+    """What fan-out leaves out, for GET /metrics."""
+    worst = max((p.gauges.get("overload", 0.0) for p in sample.processes if p.alive), default=0.0)
+    return answers.OverloadAnswer(
+        state="shedding" if worst >= 2 else "conflating" if worst >= 1 else "normal",
+        conflated=sample.total("records_conflated"),
+        shed=sample.total("records_shed"),
     )
 
 

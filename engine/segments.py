@@ -6,7 +6,7 @@ lock of ring 0, which dies with its holder. It is taken before anything else is 
     rings, instruments, latest, topics   adopted all together, if this build can read them and they have the configured
                                          sizes: readers outside the engine stay attached, sequences, symbol numbers and
                                          topic numbers go on. Otherwise all are made anew: they refer to each other
-    status                               always new: counters begin at 0 with the engine
+    status, ranks                        always new: counters and scores begin at 0 with the engine
 
 The topic table is made by the fan-out workers; here it is only decided whether an old one may stay.
 """
@@ -27,6 +27,7 @@ from shm.errors import BadArgument, LayoutMismatch, SegmentExists, SegmentMissin
 from shm.instruments import InstrumentTable
 from shm.latest import LatestTable
 from shm.layout import RECORD_SIZE_BYTES
+from shm.ranks import RankTable
 from shm.ring import RingWriter, create_ring, remove_unusable_ring, ring_info
 from shm.segment import list_segments, segment_exists, segment_name, unlink_segment
 from shm.status import StatusBlock
@@ -41,6 +42,7 @@ class Segments:
     Attributes:
         status: the status block, writable.
         instruments: the symbol table.
+        ranks: the scores of symbols, writable.
         ring: writer of ring 0, for the engine's own status records.
         adopted: whether rings and tables of a crashed engine were taken over.
     """
@@ -187,6 +189,8 @@ class Segments:
             self._made.append(self.instruments.name)
         if not segment_exists(self._name("last")):
             self._create_latest()
+        self.ranks = RankTable.create(self._engine, instruments=self._config.cache.max_symbols, **self._access)
+        self._made.append(self.ranks.name)
         for entry in plan.rings:
             self.status.set_ring(entry.ring_id, entry.label, entry.role)
         self.status.set_engine(control_pid=os.getpid(), started_ns=time.time_ns())
@@ -217,6 +221,7 @@ class Segments:
         if self._opened:
             self.status.close()
             self.instruments.close()
+            self.ranks.close()
         self.ring.close()
         if not self._opened:
             self._undo()

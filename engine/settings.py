@@ -283,6 +283,27 @@ class QualitySection(Struct, frozen=True, kw_only=True):
     memory_records: Annotated[int, Meta(ge=1, description="length of the running means")] = 64
 
 
+class PrioritySection(Struct, frozen=True, kw_only=True):
+    """What fan-out gives up first when it gets more than it can send. Trades, ticks, news and status never."""
+
+    symbols: Annotated[
+        dict[str, Literal["high", "normal", "low"]],
+        Meta(
+            description='tier of the quotes, levels and bars of a symbol, e.g. {"BTC-USD" = "high"}; else quotes are '
+            "normal, levels and bars low. Overloaded, high goes out in full, of normal the newest, low if there is time"
+        ),
+    ] = field(default_factory=dict)
+    ranked: Annotated[
+        int,
+        Meta(
+            ge=0,
+            le=4096,
+            description="so many symbols rank high by what is traded and who watches (GET /symbols?detail=true): "
+            "overloaded, their quotes go first and their levels and bars are not given up; 0 = no scores",
+        ),
+    ] = 32
+
+
 class SupervisorSection(Struct, frozen=True, kw_only=True):
     """Watching and restarting the workers."""
 
@@ -445,6 +466,7 @@ class Config(Struct, frozen=True, kw_only=True):
     cache: CacheSection = CacheSection()
     placement: PlacementSection = PlacementSection()
     quality: QualitySection = QualitySection()
+    priority: PrioritySection = PrioritySection()
     supervisor: SupervisorSection = SupervisorSection()
     health: HealthSection = HealthSection()
     storage: StorageSection = StorageSection()

@@ -44,6 +44,7 @@ BENCHMARKS: dict[str, str] = {
     "fanout_batch": "perf.fanout:batch",
     "fanout_latency": "perf.fanout:latency",
     "route": "perf.fanout:route",
+    "overload_trade": "perf.overload:trade",
     "gateway_1": "perf.gateway:one",
     "gateway_100": "perf.gateway:hundred",
     "gateway_5000": "perf.gateway:many",

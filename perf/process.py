@@ -117,6 +117,10 @@ class Child:
         known = {error.__name__: error for error in (BenchmarkFailed, PeerMissing, Skipped)}
         raise known.get(name, RoleFailed)(f"{self.name}: {text}" if name in known else f"{self.name} raised\n{text}")
 
+    def said(self) -> bool:
+        """Whether there is something to hear, or the role has ended."""
+        return self._pipe.poll()
+
     def close(self) -> None:
         """End the process, whatever it is doing."""
         self._pipe.close()

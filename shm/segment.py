@@ -33,7 +33,7 @@ REGION_ALIGNMENT_BYTES = 16384
 _SHM_FOLDER = Path("/dev/shm")
 _PREFIX = "tk."
 _ENGINE_NAME = re.compile(r"[a-z0-9-]{1,16}")
-_KINDS = (*(f"r{ring}" for ring in range(MAX_RINGS)), "inst", "stat", "last", "topic")
+_KINDS = (*(f"r{ring}" for ring in range(MAX_RINGS)), "inst", "stat", "last", "topic", "rank")
 _MAX_NAME_CHARS = 31  # macOS: PSHMNAMLEN
 
 

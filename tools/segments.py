@@ -18,7 +18,13 @@ from shm.errors import ShmError
 from tools.console import Paint, bytes_text, count_text, duration_text
 from tools.liveness import Found, engine_alive, find_segments, remove_engine
 
-_MEANING = {"inst": "symbols", "stat": "status", "last": "latest values, L1", "topic": "topic numbers"}
+_MEANING = {
+    "inst": "symbols",
+    "stat": "status",
+    "last": "latest values, L1",
+    "topic": "topic numbers",
+    "rank": "scores of symbols",
+}
 
 
 def configure(parser: argparse.ArgumentParser) -> None:

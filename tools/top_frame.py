@@ -37,7 +37,16 @@ _HOP_MEANING: Final = {
 # Counters that say how much a process takes in and gives out, by role. The first that exists is shown.
 _IN: Final = ("records_read", "bytes_received")
 _OUT: Final = ("records_published", "records_sent", "records_applied", "records_stored", "bars_published")
-_LOSSES: Final = ("records_lost", "messages_dropped", "records_rejected", "decode_errors", "l1_no_room")
+_LOSSES: Final = (
+    "records_lost",
+    "messages_dropped",
+    "records_conflated",
+    "records_shed",
+    "records_rejected",
+    "decode_errors",
+    "l1_no_room",
+)
+_OVERLOAD: Final = {1.0: "conflating", 2.0: "shedding"}  # gauge `overload` of fan-out
 _SLOW_LAG: Final = 0.5  # of the ring's depth: half way to losing records
 
 
@@ -105,6 +114,8 @@ def _state(process: ProcessView) -> Text:
     if not process.alive:
         in_order = process.state is ProcessState.STOPPED
         return Text("stopped" if in_order else "dead", "dim" if in_order else "bold red")
+    if process.state is ProcessState.READY and process.gauges.get("overload") in _OVERLOAD:
+        return Text(_OVERLOAD[process.gauges["overload"]], "bold red")
     return Text(process.state.name.lower(), "green" if process.state is ProcessState.READY else "yellow")
 
 

@@ -57,6 +57,7 @@ cdef extern from "workers/cache.h" nogil:
     void tk_cache_gap(tk_cache *, int)
     int tk_cache_close_due(tk_cache *, int64_t, int)
     void tk_cache_forget(tk_cache *, int)
+    uint32_t tk_cache_activity(const tk_cache *, uint32_t, int64_t *, uint64_t *, double *, double *)
     uint32_t tk_cache_records(const tk_cache *, char *, uint32_t, uint32_t)
     void tk_commit(tk_latest_writer *)
     void tk_complete(tk_latest_writer *, int, uint64_t)
@@ -189,6 +190,15 @@ cdef class Applier:
         """Close every open bar, flagged INCOMPLETE where its time is not over. False: publish, commit and call again."""
         self._ring(0)
         return tk_cache_close_due(&self._cache, wall_ns, 1) != 0
+
+    def activity(self, int64_t[::1] day not None, uint64_t[::1] trades not None, double[::1] notional not None,
+                 double[::1] price not None):
+        """What was traded of each instrument on its newest day, into arrays of one length; returns how many there are."""
+        cdef uint32_t limit = min(day.shape[0], trades.shape[0], notional.shape[0], price.shape[0])
+        self._ring(0)
+        if limit == 0:
+            return 0
+        return tk_cache_activity(&self._cache, limit, &day[0], &trades[0], &notional[0], &price[0])
 
     @property
     def counters(self):

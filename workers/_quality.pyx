@@ -30,6 +30,7 @@ cdef enum:
     BELIEVE_AFTER = 64        # records out of order in a row: the venue has begun to count again
     ID_LIMIT = 1 << 24        # beyond any instrument table; such an id is not state worth keeping
     REASONS = 3
+    TIERS = 65536             # entries of the table of instruments with a tier of their own
 
 # A snapshot, a correction and a backfilled record speak of an earlier time by their nature, and their flag says so.
 cdef uint16_t OUT_OF_SEQUENCE = TK_FLAG_SNAPSHOT | TK_FLAG_CORRECTED | TK_FLAG_BACKFILLED
@@ -70,12 +71,15 @@ cdef class Checker:
     cdef double _running_rate
     cdef uint64_t _rejected[REASONS]
     cdef uint64_t _flagged[16]
+    cdef const uint8_t *_tiers        # by instrument id, or NULL
+    cdef object _tiers_array
     cdef tk_record _last_rejected
     cdef int _last_reason
 
     def __cinit__(self, *, bint enabled, bint reject_impossible, int64_t late_after_ns, bint late_when_replayed,
                   double deviations, double floor_fraction, double limit_fraction, double spike_factor,
-                  uint32_t warm_up, uint32_t memory):
+                  uint32_t warm_up, uint32_t memory, tiers=None):
+        cdef const uint8_t[::1] view
         self._enabled = enabled
         self._reject_impossible = reject_impossible
         self._late_after_ns = late_after_ns
@@ -89,6 +93,12 @@ cdef class Checker:
         self._running_rate = 1.0 / memory
         self._generation = 1
         self._last_reason = -1
+        self._tiers = NULL
+        if tiers is not None:
+            view = tiers
+            if view.shape[0] < TIERS:
+                raise ValueError(f"tiers has {view.shape[0]} entries, must have {TIERS}")
+            self._tiers_array, self._tiers = tiers, &view[0]
         if not self._grow(1023):
             raise MemoryError()
 
@@ -267,6 +277,9 @@ cdef class Checker:
                     self._last_rejected = record[0]
                     continue
                 record.priority = PRIORITY_OF_TYPE[record.record_type]
+                if (self._tiers != NULL and record.priority != TK_PRIORITY_HIGH and record.instrument_id < TIERS
+                        and self._tiers[record.instrument_id] <= TK_PRIORITY_LOW):
+                    record.priority = self._tiers[record.instrument_id]
                 if self._enabled and record.instrument_id < ID_LIMIT:
                     if record.instrument_id >= self._capacity and not self._grow(record.instrument_id):
                         no_room = True

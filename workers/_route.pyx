@@ -5,6 +5,7 @@ Called by workers/fanout.py, once a turn:
     scan(records, count)    which topics are in it; how many of them nobody has decided about (`unresolved`)
     route(ring, cursor)     frames laid out, topic numbers and cursor committed to the topic table (workers/topics.py)
     frames(), encode_list() what to send now: nothing before `route` has returned
+    held_count, held_*      what was numbered and is not to be sent now: under overload, see workers/conflate.h
 
 A turn in pictures, for topics A B C of which B is wanted by nobody and the batch topic by somebody:
 
@@ -75,6 +76,9 @@ cdef enum:
     ALERT = SYMBOL_TOPICS + 3
     TOPICS = SYMBOL_TOPICS + 4
     NOWHERE = 0xFFFFFFFF
+    MARK_HOLE = 1             # as workers/conflate.h has them
+    MARK_HELD = 2
+    LOWEST_TIER = 2
     W_RAW = 1
     W_ENCODED = 6
     W_RESOLVED = 128
@@ -105,7 +109,9 @@ cdef packed struct Head:
     uint8_t record_type
     uint8_t source
     uint16_t flags
-    char rest[24]
+    char rest[10]
+    uint8_t priority
+    char more[13]
     uint32_t code
     uint32_t pad
     uint64_t from_sequence
@@ -120,7 +126,10 @@ cdef struct Bucket:
     uint32_t topic
     uint32_t count    # records of this turn
     uint32_t room     # records that still fit into the frame being filled
+    uint32_t first    # index of the first of them
     uint8_t wanted
+    uint8_t tier      # of the most urgent of them
+    bint held         # numbered, and not to be sent now
     char *to          # where the next record goes; NULL: nobody wants it raw
     uint64_t number   # number of the next record
 
@@ -139,6 +148,9 @@ cdef class Router:
     Attributes:
         wanted: shape (TOPICS,), uint8: RESOLVED plus RAW, MSGPACK, JSON of who wants the topic; 0 = not yet decided.
         unroutable: records so far whose type or instrument no topic has.
+        marks: shape (TOPICS,), uint8, shared with a Conflator (workers/conflate.h): topics that wait there, and topics of
+            which a record was shed; 0 where none is used.
+        held_index, held_topic, held_number: of the first `held_count` entries: index in the turn, topic, topic number.
         rings_of: shape (TOPICS,), uint16: bit r is set if the topic may have records of ring r. Topics that an earlier
             process numbered have every bit.
     """
@@ -166,12 +178,21 @@ cdef class Router:
     cdef uint32_t *encode_index
     cdef uint32_t *encode_topic
     cdef uint64_t *encode_number
+    cdef uint8_t *marks_
+    cdef uint32_t *held_index_
+    cdef uint32_t *held_topic_
+    cdef uint64_t *held_number_
     cdef uint32_t topic_of_code[256]
     cdef object arrays            # owns every buffer above
     cdef object out_view
     cdef bint scanned
     cdef readonly object wanted
     cdef readonly object rings_of
+    cdef readonly object marks
+    cdef readonly object held_index
+    cdef readonly object held_topic
+    cdef readonly object held_number
+    cdef readonly uint32_t held_count
     cdef readonly uint64_t unroutable
     cdef readonly uint64_t routed
 
@@ -215,6 +236,13 @@ cdef class Router:
             "encode_number": np.zeros(turn, np.uint64),
             "out": out,
         }
+        self.marks = np.zeros(TOPICS, np.uint8)
+        self.held_index, self.held_topic = np.zeros(turn, np.uint32), np.zeros(turn, np.uint32)
+        self.held_number = np.zeros(turn, np.uint64)
+        self.marks_ = <uint8_t *><uintptr_t>self.marks.ctypes.data
+        self.held_index_ = <uint32_t *><uintptr_t>self.held_index.ctypes.data
+        self.held_topic_ = <uint32_t *><uintptr_t>self.held_topic.ctypes.data
+        self.held_number_ = <uint64_t *><uintptr_t>self.held_number.ctypes.data
         self.wanted_ = <uint8_t *><uintptr_t>self.wanted.ctypes.data
         self.bucket_of = <uint32_t *><uintptr_t>arrays["bucket_of"].ctypes.data
         self.bucket_of_record = <uint32_t *><uintptr_t>arrays["bucket_of_record"].ctypes.data
@@ -333,9 +361,14 @@ cdef class Router:
                 self.bucket_of[topic] = slot
                 bucket.topic = topic
                 bucket.count = 1
+                bucket.first = i
+                bucket.tier = head.priority
                 unresolved += self.wanted_[topic] == 0
             else:
-                self.buckets[slot - 1].count += 1
+                bucket = &self.buckets[slot - 1]
+                bucket.count += 1
+                if head.priority < bucket.tier:
+                    bucket.tier = head.priority
             self.bucket_of_record[i] = slot - 1
         self.bucket_count = buckets
         self.unresolved_count = unresolved
@@ -349,13 +382,26 @@ cdef class Router:
             self.buckets[i].topic for i in range(self.bucket_count) if self.wanted_[self.buckets[i].topic] == 0
         ]
 
-    def route(self, uint16_t ring, uint64_t cursor, bint announce=False):
+    @property
+    def encoded_records(self):
+        """Records of the last scan that somebody wants as messages; of use once `unresolved` has been dealt with."""
+        cdef uint32_t i
+        cdef uint64_t found = 0
+        for i in range(self.bucket_count):
+            if self.wanted_[self.buckets[i].topic] & W_ENCODED:
+                found += self.buckets[i].count
+        return found
+
+    def route(self, uint16_t ring, uint64_t cursor, int announce=0, uint32_t hold=0):
         """Lay out the scanned records as frames and commit them; returns the number of raw frames.
 
         Args:
             ring: the ring they came from.
             cursor: sequence that is read next from it, which a restarted process will go on with; 0 = leave it alone.
-            announce: the records are fan-out's own, not the ring's: they stay out of the batch topic.
+            announce: above 0: the records are fan-out's own, not the ring's, and stay out of the batch topic; the kind of
+                the turn log's entry (workers.topics.ANNOUNCED or one of OVERLOADED).
+            hold: bit t set: quotes, bars and levels of tier t are numbered, listed in `held_*` and not sent; so are those
+                of topics that wait already. Never trades, ticks, news and status.
 
         Topics still unresolved are treated as wanted by nobody.
         """
@@ -368,10 +414,10 @@ cdef class Router:
             self.batch_count = 0
         if self.count > 64:
             with nogil:
-                self.lay_out(ring)
+                self.lay_out(ring, hold)
                 self.commit_turn(ring, cursor, announce)
         else:
-            self.lay_out(ring)
+            self.lay_out(ring, hold)
             self.commit_turn(ring, cursor, announce)
         self.routed += self.batch_count
         return self.frame_count
@@ -393,22 +439,38 @@ cdef class Router:
         self.frame_count = i
         self.frame_to = to
 
-    cdef void lay_out(self, uint16_t ring) noexcept nogil:
+    cdef bint is_held(self, const Bucket *bucket, uint32_t hold) noexcept nogil:
+        """Whether the records of a topic are to wait."""
+        cdef uint32_t kind = bucket.topic // INSTRUMENTS + 1
+        if not bucket.wanted & (W_RAW | W_ENCODED) or (kind != 2 and kind != 3 and kind != 5):
+            return False
+        if self.marks_[bucket.topic] == MARK_HELD:
+            return True
+        return hold >> (bucket.tier if bucket.tier < LOWEST_TIER else LOWEST_TIER) & 1
+
+    cdef void lay_out(self, uint16_t ring, uint32_t hold) noexcept nogil:
         cdef const char *records = <const char *>self.records_view.buf
         cdef Bucket *bucket
         cdef uint32_t i, slot, some, count = <uint32_t>self.count, encode = 0
         cdef uint64_t done
         cdef char *to
-        cdef bint copies = False, batch
+        cdef bint copies = False, holes = False, held = False
         self.frame_count = 0
         self.frame_to = self.out
         for i in range(self.bucket_count):
             bucket = &self.buckets[i]
             bucket.wanted = self.wanted_[bucket.topic]
+            bucket.held = False
             self.rings_of_[bucket.topic] |= <uint16_t>(1 << ring)
             bucket.number = tk_load_relaxed(self.words + self.number_word(bucket.topic)) + 1
             bucket.to = NULL
+            if self.is_held(bucket, hold):
+                bucket.held = held = True
+                bucket.wanted = 0
+                continue
             copies |= bucket.wanted & (W_RAW | W_ENCODED)
+            if bucket.wanted & (W_RAW | W_ENCODED) and self.marks_[bucket.topic] == MARK_HOLE:
+                holes = True
             if bucket.wanted & W_RAW:
                 bucket.to = self.frame_to + HEADER_BYTES
                 bucket.room = self.frame_records
@@ -433,6 +495,9 @@ cdef class Router:
                     bucket.number += 1
                     encode += 1
         self.encode_count = encode
+        self.held_count = 0
+        if held:
+            self.list_held()
         if self.batch_count and self.wanted_[BATCH] & W_RAW:
             to = self.frame_to + HEADER_BYTES
             self.add_frames(BATCH, ring, self.batch_count,
@@ -455,8 +520,47 @@ cdef class Router:
                     memcpy(to, records + <uint64_t>i * RECORD_BYTES, RECORD_BYTES)
                     to += RECORD_BYTES
                     some -= 1
+        if holes:
+            self.flag_holes()
 
-    cdef void commit_turn(self, uint16_t ring, uint64_t cursor, bint announce) noexcept nogil:
+    cdef void list_held(self) noexcept nogil:
+        """Note the records that are numbered and kept back, in order."""
+        cdef Bucket *bucket
+        cdef uint32_t i, slot, held = 0
+        for i in range(<uint32_t>self.count):
+            slot = self.bucket_of_record[i]
+            if slot >= NOWHERE - 1 or not self.buckets[slot].held:
+                continue
+            bucket = &self.buckets[slot]
+            self.held_index_[held] = i
+            self.held_topic_[held] = bucket.topic
+            self.held_number_[held] = bucket.number
+            bucket.number += 1
+            held += 1
+        self.held_count = held
+
+    cdef void flag_holes(self) noexcept nogil:
+        """Records were shed before the first of these topics: say so in its raw copy, and in the turn for encoders.
+
+        The batch topic has its copies by now: nothing is missing there.
+        """
+        cdef Bucket *bucket
+        cdef Head *head
+        cdef uint32_t i, frame = 0
+        for i in range(self.bucket_count):
+            bucket = &self.buckets[i]
+            if bucket.held:
+                continue
+            if self.marks_[bucket.topic] == MARK_HOLE and bucket.wanted & (W_RAW | W_ENCODED):
+                self.marks_[bucket.topic] = 0
+                head = <Head *>(<char *>self.records_view.buf + <uint64_t>bucket.first * RECORD_BYTES)
+                head.flags |= GAP_BEFORE
+                if bucket.wanted & W_RAW:
+                    (<Head *>(self.out + self.frame_at[frame] + HEADER_BYTES)).flags |= GAP_BEFORE
+            if bucket.wanted & W_RAW:
+                frame += (bucket.count + self.frame_records - 1) // self.frame_records
+
+    cdef void commit_turn(self, uint16_t ring, uint64_t cursor, int announce) noexcept nogil:
         """The new cursor and numbers, all or none of them, whenever this process is killed (workers/topics.py)."""
         cdef Redo *redo = &self.redo
         cdef uint64_t word

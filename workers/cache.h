@@ -344,7 +344,7 @@ static inline uint32_t tk_cache_records(const struct tk_cache *c, char *records,
         r.source = item->source;
         r.flags = item->flags;
         r.feed_id = item->feed_id;
-        r.priority = 1;
+        r.priority = 2; /* TK_PRIORITY_LOW */
         r.venue = item->venue;
         r.body.bar.open = item->bar.open;
         r.body.bar.high = item->bar.high;
@@ -355,6 +355,20 @@ static inline uint32_t tk_cache_records(const struct tk_cache *c, char *records,
         r.body.bar.interval_s = (uint32_t)(c->interval_ns[item->interval] / 1000000000);
         r.body.bar.trade_count = item->bar.trade_count;
         memcpy(records + (uint64_t)i * TK_RECORD_BYTES, &r, sizeof r);
+    }
+    return n;
+}
+
+/* What was traded of each instrument on its newest day, by id, into arrays of `limit`; returns how many there are. */
+static inline uint32_t tk_cache_activity(const struct tk_cache *c, uint32_t limit, int64_t *day, uint64_t *trades,
+                                         double *notional, double *price) {
+    uint32_t n = c->ids_end < limit ? c->ids_end : limit;
+    for (uint32_t id = 0; id < n; id++) {
+        const struct tk_state *state = tk_work(&c->writer, id);
+        day[id] = state->day;
+        trades[id] = state->day_trades;
+        notional[id] = state->day_trades ? state->day_notional : 0;
+        price[id] = state->marks & TK_MARK_TRADE ? state->price : 0;
     }
     return n;
 }

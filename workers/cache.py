@@ -37,6 +37,7 @@ from shm.ring import RingReader, RingSet, RingWriter, Start, ring_info
 from shm.status import ProcessStatus
 from workers._cache import Applier
 from workers.errors import SettingsError
+from workers.ranking import Ranking
 from workers.runtime import MAX_WAIT_S, Runtime, main
 from workers.spec import CacheSettings
 
@@ -76,6 +77,7 @@ class Cache:
         self._published = self._batch["ts_publish"]
         self.table = LatestTable.attach(settings.engine, write=True)
         self._applier: Applier | None = None
+        self._ranking: Ranking | None = None
         self._bar_writer: RingWriter | None = None
         self._bar_reader: RingReader | None = None
         try:
@@ -104,6 +106,7 @@ class Cache:
             bars_capacity=bars_capacity,
             exclude_outliers=settings.bar_exclude_outliers,
         )
+        self._ranking = Ranking(settings.engine, self._applier, self.table.instruments_room, settings.ranked_symbols)
         start = self._resume(settings.bar_ring_id, "oldest")
         self._bar_reader = RingReader.attach(settings.engine, settings.bar_ring_id, start=start, register=False)
         self._feed_back()
@@ -157,6 +160,8 @@ class Cache:
             self._next_timer_ns = now_ns + TIMER_NS
             # Only with nothing left to read does the wall clock tell anything about trades that did not come.
             self._close_bars(now_ns if drained else 0, everything=False)
+            if self._ranking is not None:
+                self._ranking.look(now_ns)
         return total
 
     def wait(self, timeout_s: float = MAX_WAIT_S) -> bool:
@@ -229,6 +234,8 @@ class Cache:
             self._bar_reader.close()
         if self._bar_writer is not None:
             self._bar_writer.close()
+        if self._ranking is not None:
+            self._ranking.close()
         if self._applier is not None:
             self._applier.close()
         self.table.close()

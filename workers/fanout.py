@@ -16,8 +16,12 @@ What is lost, and how it shows:
                         (both holes can be filled from the replay socket as long as the rings hold the records)
     overrun by a ring   the lost records' topics are unknown, so no number can tell: a status record GAP with ring and
                         range on marketdata.feed.status, Flag.GAP_BEFORE on the next record; `gaps`, `records_lost`
-    too much to encode  beyond ENCODE_RECORDS a turn the older ones are left out: raw subscribers must not pay for
-                        JSON; a hole in the numbers that the messages carry; `messages_dropped`
+    more than it sends  quotes, levels and bars are conflated to the newest of each, then low ones shed
+                        (workers/relief.py); trades, ticks, news and status never. A hole in the topic's numbers,
+                        Flag.GAP_BEFORE behind it; OVERLOAD on marketdata.feed.status when it begins, changes and ends;
+                        `records_conflated`, `records_shed`. marketdata.batch stays whole: it costs least
+    too much to encode  of the high tier alone: it waits in order, so that raw subscribers do not pay for JSON; beyond
+                        relief.LATE_RECORDS the oldest go, a hole in the numbers; `messages_dropped`
 
 Started by the control process (workers/runtime.py); it publishes no ring and blocks on no subscriber.
 """
@@ -43,11 +47,13 @@ from workers.encode import MessageBuilder, encode_json, encode_msgpack
 from workers.errors import SettingsError
 from workers.gate import Gate
 from workers.outlet import Outlet
-from workers.recent import Recent, gap_record
+from workers.recent import Recent, gap_record, overload_record
+from workers.relief import BUSY_RECORDS, ENCODE_RECORDS, SLICE_NS, Relief
 from workers.replay import ReplayService
 from workers.runtime import Runtime, main
 from workers.spec import FanoutSettings
 from workers.topics import BATCH, INSTRUMENTS, SYMBOL_TOPICS, TopicTable
+from workers.watch import Watch
 from workers.wire import ALERT_TOPIC, BATCH_TOPIC, ERROR_TOPIC, STATUS_TOPIC, symbol_topic
 
 FRAME_RECORDS: Final = 256  # 32 KiB: what a slow subscriber loses at a time, and `send_hwm` counts
@@ -58,7 +64,6 @@ REPLAY_IDLE_NS: Final = 300_000  # an idle one looks at its rings as often: a re
 REPLAY_DISK_S: Final = 0.0005  # while the journal's thread reads
 IDLE_WAIT_S: Final = 0.1  # until a first question at the replay socket is noticed
 REPLAY_WAIT_S: Final = 0.002  # for a second after somebody has asked: the next question seldom stays away
-ENCODE_RECORDS: Final = 2048  # about 15 ms of encoding
 SUBSCRIPTIONS_NS: Final = 2_000_000  # how often a busy fan-out looks for subscriptions; an idle one does at every wake
 DRAIN_S: Final = 0.5
 LINGER_S: Final = 0.4
@@ -147,7 +152,8 @@ class Fanout:
         self._unroutable = counter("records_unroutable")
         self._ring_latency = runtime.status.histogram("ring_latency")
         self._send_latency = runtime.status.histogram("send_latency")
-        self._not_encoded = 0
+        self._watch = Watch(settings.engine, self._instruments.find)
+        self._relief = Relief(self._router, runtime.status, patient=settings.reliable)
         self._subscriptions.set(0)
         self._before = tuple(c.value for c in (self._messages_sent, self._messages_dropped, self._bytes_sent))
 
@@ -215,6 +221,9 @@ class Fanout:
                 continue
             self.look_for_subscriptions()
             wait_s = IDLE_WAIT_S
+            pause_s = self._relief.pause_s(time.monotonic_ns())
+            if pause_s == 0.0:
+                continue
             if replay is not None:
                 replay.look()
                 replay.step(REPLAY_IDLE_NS)
@@ -224,22 +233,26 @@ class Fanout:
                     wait_s = REPLAY_DISK_S
                 elif time.monotonic() - replay.asked_at < 1.0:
                     wait_s = REPLAY_WAIT_S
+            if pause_s is not None:
+                wait_s = min(wait_s, pause_s)
             readers[0].spin_ns = spin_ns if came else 0  # nothing came for a whole wait: spinning would be waste
             came = readers.wait(wait_s)
         deadline = time.monotonic() + DRAIN_S
-        while self.turn() and time.monotonic() < deadline:
+        while (self.turn() or self._relief.pause_s(0) is not None) and time.monotonic() < deadline:
             pass
 
     def turn(self) -> int:
         """Take what each ring has, a ring after the other, and send it. Returns how many records that were."""
-        taken = 0
+        taken, relief = 0, self._relief
         for reader in self._readers:
-            count = reader.read(self._records, self._turn_records)
+            count = reader.read(self._records, min(self._turn_records, relief.turn_records))
             if count:
                 taken += count
                 if reader.gap is not None:
                     self._announce(reader.ring_id, *reader.gap)
-                self._forward(reader.ring_id, reader.sequence, count)
+                self._forward(reader, count)
+        if relief.busy:
+            self._relieve(taken)
         now_ns = time.time_ns()
         self._runtime.beat(now_ns)
         if not 0 <= self._look_again_ns - now_ns <= SUBSCRIPTIONS_NS:  # the clock may have been set back
@@ -251,13 +264,18 @@ class Fanout:
             self._replay.step(REPLAY_BUSY_NS)
         return taken
 
-    def _forward(self, ring: int, cursor: int, count: int) -> None:
+    def _forward(self, reader: RingReader, count: int) -> None:
         """Route, commit and send `count` records that were just read. Hot: once a turn, and allocates little."""
-        router = self._router
+        router, relief, ring, hold = self._router, self._relief, reader.ring_id, 0
         read_ns = time.time_ns()
         if router.scan(self._records, count):
             self._resolve(router.unresolved())
-        frames = router.route(ring, cursor)
+        if count >= BUSY_RECORDS or relief.busy:
+            behind = count + max(0, reader.published + 1 - reader.sequence)
+            hold = relief.judge(behind / reader.depth_slots, router.encoded_records, time.monotonic_ns())
+        frames = router.route(ring, reader.sequence, hold=hold)
+        if router.held_count:
+            relief.keep(self._records, ring, time.monotonic_ns())
         publish_ns = router.publish_ns
         if frames and self._raw is not None:
             self._raw.send_frames(router.frames(), self._names)
@@ -266,18 +284,45 @@ class Fanout:
         self._ring_latency.record(read_ns - publish_ns)
         self._records_read.add(count)
         listed = router.encode_list()
-        if listed:
+        if listed and (relief.has_late or len(listed) > ENCODE_RECORDS):
+            relief.put_off(listed, ring, self._records)
+        elif listed:
             self._encode(listed, ring, self._records_view)
         self._count()
 
+    def _relieve(self, taken: int) -> None:
+        """Send some of what waits, for about SLICE_NS; tell of what has begun or ended."""
+        relief, until_ns = self._relief, time.monotonic_ns() + SLICE_NS
+        if not taken:
+            relief.judge(0.0, 0, time.monotonic_ns())
+        while (late := relief.take_late()) is not None:
+            self._encode(late.listed, late.ring, late.records)
+            if time.monotonic_ns() > until_ns and not relief.late_is_full:
+                break
+        wanted, began_ns = self._router.wanted, time.monotonic_ns()
+        while (now_ns := time.monotonic_ns()) < until_ns and (listed := relief.take_held(now_ns)):
+            if self._raw is not None:
+                frames = [(topic, relief.held_frame(i)) for i, topic, _ in listed if int(wanted[topic]) & RAW]
+                self._raw.send_frames(frames, self._names)
+                self._records_sent.add(len(frames))
+            messages = [entry for entry in listed if int(wanted[entry[1]]) & (MSGPACK | JSON)]
+            if messages:
+                self._encode(messages, 0, relief.held_records)
+        relief.rest(began_ns, now_ns)
+        news = relief.news()
+        relief.count()
+        if news is not None:
+            log.warning("overload: %s; %d records conflated, %d shed", relief.state.name, news.conflated, news.shed)
+            settings, counts = self._settings, (news.conflated, news.shed)
+            self._own[:] = overload_record(news.kind, settings.shard, settings.label, counts, time.time_ns())
+            self._tell(self._readers[0].ring_id, 0, news.kind)
+        self._count()
+
     def _encode(self, listed: list[tuple[int, int, int]], ring: int, records: memoryview) -> None:
-        """Send the listed records as messages to whoever wants them so; of too many, the newest."""
-        if len(listed) > ENCODE_RECORDS:
-            self._not_encoded += len(listed) - ENCODE_RECORDS
-            listed = listed[-ENCODE_RECORDS:]
+        """Send the listed records as messages to whoever wants them so."""
         wanted = self._router.wanted
         msgpack, json, names = self._outlets.get(MSGPACK), self._outlets.get(JSON), self._names
-        sent = 0
+        sent, began_ns = 0, time.monotonic_ns()
         for topic, message in self._builder.build(records, listed, ring, names, self._symbols):
             bits = int(wanted[topic])
             if bits & MSGPACK and msgpack is not None:
@@ -288,18 +333,23 @@ class Fanout:
                 sent += 1
         self._records_sent.add(sent)
         self._messages_encoded.add(sent)
+        self._relief.spent(sent, time.monotonic_ns() - began_ns)
 
     def _announce(self, ring: int, lost_from: int, lost_to: int) -> None:
         """Tell on marketdata.feed.status which records of a ring this shard never saw."""
         log.warning("ring %d: lost %d records, %d to %d", ring, lost_to - lost_from, lost_from, lost_to - 1)
         self._gaps.add(1)
         self._records_lost.add(lost_to - lost_from)
-        own = self._own
-        own[:] = gap_record(ring, self._settings.shard, self._settings.label, (lost_from, lost_to), time.time_ns())
-        router = self._router
-        router.scan(own, 1)
+        lost = (lost_from, lost_to)
+        self._own[:] = gap_record(ring, self._settings.shard, self._settings.label, lost, time.time_ns())
         # With the cursor: a process killed before it sends what comes next does not announce the same loss again.
-        if router.route(ring, lost_to, announce=True) and self._raw is not None:
+        self._tell(ring, lost_to, topic_table.ANNOUNCED)
+
+    def _tell(self, ring: int, cursor: int, kind: int) -> None:
+        """Number and send the record of our own in `_own`; `cursor` and `kind` as `Router.route` has them."""
+        router, own = self._router, self._own
+        router.scan(own, 1)
+        if router.route(ring, cursor, announce=kind) and self._raw is not None:
             self._raw.send_frames(router.frames(), self._names)
         listed = router.encode_list()
         if listed:
@@ -321,6 +371,8 @@ class Fanout:
                 if any(prefix.startswith(name) or name.startswith(prefix) for prefix in changed):
                     self._router.wanted[row * INSTRUMENTS : (row + 1) * INSTRUMENTS] = 0
             self._decide_shard_topics()
+            self._watch.note(changed, self._listeners)
+        self._watch.look(time.time_ns(), self._relief.ranked)
 
     def _drop_connections(self) -> None:
         for outlet in self._outlets.values():
@@ -342,7 +394,11 @@ class Fanout:
                     continue  # a number that nobody interned: stays undecided, numbered, unsent
                 self._symbols[topic] = symbol
                 self._names[topic] = symbol_topic(topic // INSTRUMENTS + 1, symbol).encode()
+                self._watch.note([self._names[topic]], self._listeners)  # who subscribed before there was the symbol
             self._router.wanted[topic] = self._wanted(topic)
+
+    def _listeners(self, topic: bytes) -> int:
+        return sum(outlet.listeners(topic) for outlet in self._outlets.values())
 
     def _wanted(self, topic: int) -> int:
         name = self._names[topic]
@@ -362,7 +418,7 @@ class Fanout:
             dropped += outlet.dropped
             size_bytes += outlet.bytes
         self._messages_sent.set(messages)
-        self._messages_dropped.set(dropped + self._not_encoded)
+        self._messages_dropped.set(dropped + self._relief.dropped)
         self._bytes_sent.set(size_bytes)
         self._unroutable.set(self._router.unroutable)
 
@@ -375,6 +431,7 @@ class Fanout:
         if self._gate is not None:
             self._gate.close()
         self._readers.close()
+        self._watch.close()
         self._router.close()
         self._table.close()
         self._instruments.close()

@@ -29,6 +29,7 @@ from workers.quality import Quality
 from workers.resume import Entry, FeedPosition, ResumeLog
 from workers.source import Source
 from workers.spec import FeedReport, FeedSpec, QualitySettings
+from workers.symbol_tiers import SymbolTiers
 
 REPORT_EVERY_NS: Final = 10_000_000_000
 PROGRESS_EVERY_NS: Final = 10_000_000_000
@@ -82,6 +83,7 @@ class Feed:
         dice: random.Random,
         fresh: bool = False,
         tell: Callable[[FeedReport], None] | None = None,
+        tiers: SymbolTiers | None = None,
     ) -> None:
         """Nothing is opened yet.
 
@@ -91,11 +93,12 @@ class Feed:
             dice: jitters the back-off.
             fresh: the counters of its number were another feed's and begin at 0.
             tell: takes the reports of a live feed.
+            tiers: of symbols that have their own.
         """
         self.spec = spec
         self.due_ns: int | None = 0
         self._make_source = make_source
-        self._quality = Quality(quality)
+        self._quality = Quality(quality, tiers)
         self._position = position
         self._published_already = published_already  # of what follows `position`
         self._to_drop = published_already

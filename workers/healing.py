@@ -11,8 +11,9 @@ requests come out. One state per topic:
                                                          '--no answer in time, too much held--> Gap, in order
 
 A hole that can't be asked about, or that the answer says is gone, becomes a Gap with its exact range, and the message
-after it carries the gap. At most `held_limit` records are held, over all topics. It knows no ZeroMQ, keeps no time and
-never waits.
+after it carries the gap. So does, unasked, a hole in quotes, bars or levels whose next record has Flag.GAP_BEFORE:
+fan-out left those records out because it was overloaded (workers/overload.py), and answering for them would make it
+worse. At most `held_limit` records are held, over all topics. It knows no ZeroMQ, keeps no time and never waits.
 """
 
 from __future__ import annotations
@@ -23,13 +24,14 @@ from typing import Any, Final, NamedTuple
 
 import numpy as np
 
-from shm.layout import RECORD_SIZE_BYTES
+from shm.layout import RECORD_SIZE_BYTES, Flag, RecordType
 
 GAPS_KEPT: Final = 1000
 RESEND_S: Final = 0.5  # a request may be lost with a connection
 RETRY_S: Final = 0.02  # without a connection
 UNDER_WAY: Final = 16  # questions asked at the same time; the others wait here, not in the engine
 _TS_PUBLISH_WORD: Final = 3
+_CONFLATED: Final = frozenset({RecordType.QUOTE, RecordType.BAR, RecordType.LEVEL2})
 
 
 class PastGap(NamedTuple):
@@ -103,6 +105,11 @@ class Topic:
         self.held: deque[Part] | None = None
         self.gap: Gap | None = None
         self.ask: Ask | None = None
+
+
+def is_meant(records: np.ndarray) -> bool:
+    """Whether the hole before these records was made on purpose: see the head of this module."""
+    return int(records["record_type"][0]) in _CONFLATED and bool(int(records["flags"][0]) & Flag.GAP_BEFORE)
 
 
 class Ask:
@@ -187,7 +194,7 @@ class Healing:
         ring, number, records, newest_ns = part
         expected = topic.expected
         if expected and number > expected:
-            if self._can_ask[topic.endpoint]:
+            if self._can_ask[topic.endpoint] and not is_meant(records):
                 self._ask(topic, expected, number, now)
                 self._hold(topic, part, now)
                 return None

@@ -42,6 +42,7 @@ from workers.spec import (
     Reply,
     ResumeFeed,
 )
+from workers.symbol_tiers import SymbolTiers
 
 log = logging.getLogger("ingest")
 
@@ -61,6 +62,7 @@ class Ingest:
         self._runtime = runtime
         self._min_wait_ns = round(settings.min_wait_us * 1000)
         self._instruments = InstrumentTable.attach(settings.engine, write=True)
+        self._tiers = SymbolTiers(settings.priorities, self._instruments.intern)
         self._writer = RingWriter.open(settings.engine, settings.ring_id)
         if self._writer.restarted:
             log.warning("the writer before this one was killed; going on at %d", self._writer.recovered_sequence)
@@ -83,9 +85,7 @@ class Ingest:
         published_already = position.recover(
             self._publisher.resume_log, spec.feed_id, settings.engine, settings.ring_id
         )
-        context = SourceContext(
-            spec, self._instruments.intern, self._writer.epoch, _counters(runtime.status, fresh=fresh)
-        )
+        context = SourceContext(spec, self._tiers.intern, self._writer.epoch, _counters(runtime.status, fresh=fresh))
         return Feed(
             spec,
             _maker(context),
@@ -96,6 +96,7 @@ class Ingest:
             dice=random.Random(f"{settings.label} {spec.name}"),
             fresh=fresh,
             tell=runtime.reply,
+            tiers=self._tiers,
         )
 
     def run(self) -> None:

@@ -141,6 +141,10 @@ class Outlet:
             self._lengths = tuple(sorted({len(prefix) for prefix in self._counts}))
         return list(changed)
 
+    def listeners(self, prefix: bytes) -> int:
+        """How many subscribed to exactly this prefix."""
+        return self._counts.get(prefix, 0)
+
     def wants(self, topic: bytes) -> bool:
         """Whether somebody subscribed to a prefix of `topic`."""
         counts = self._counts

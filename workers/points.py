@@ -10,7 +10,7 @@ A whole body is decoded at once into typed points; only if that fails is each po
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from typing import Annotated, Any, Final, Literal
 
@@ -22,7 +22,8 @@ from shm.layout import Source, empty
 from shm.message import source_name
 from workers import _points
 from workers.quality import Quality
-from workers.spec import QualitySettings
+from workers.spec import QualitySettings, Tier
+from workers.symbol_tiers import SymbolTiers
 
 DataType = Literal["tick", "quote", "bar", "trade", "level2", "news"]
 
@@ -147,12 +148,15 @@ class Composer:
         feeds: symbol -> feed id, for records that belong to a feed; 0 elsewhere. The owner's to change.
     """
 
-    def __init__(self, intern: Callable[[str], int], quality: QualitySettings) -> None:
-        """`intern` gives a symbol its instrument id (shm.instruments.InstrumentTable.intern)."""
+    def __init__(
+        self, intern: Callable[[str], int], quality: QualitySettings, priorities: Mapping[str, Tier] | None = None
+    ) -> None:
+        """`intern` gives a symbol its instrument id (shm.instruments.InstrumentTable.intern), `priorities` its tier."""
+        tiers = SymbolTiers(priorities or {}, intern)
         self.feeds: dict[str, int] = {}
-        self._intern = intern
+        self._intern = tiers.intern
         self._ids: dict[str, int] = {}
-        self._quality = Quality(quality)
+        self._quality = Quality(quality, tiers)
 
     def compose(self, points: list[Point | None], now_ns: int) -> tuple[np.ndarray, list[Rejection]]:
         """Records of the points, in order, and (index, reason) of each point that is not among them.

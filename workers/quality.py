@@ -23,7 +23,8 @@ neither out of order nor late. A negative price is not odd: spreads have them, a
 an unknown type, prints whose price is NaN or infinite, and impossible values under policy "reject". END_OF_REPLAY in
 the stream makes a feed begin anew.
 
-Priority, the order in which to shed load: prints, news and status high, quotes normal, book and bars low.
+Priority, the order in which to shed load: prints, news and status high, quotes normal, book and bars low; the last
+three as `priorities` says for their symbol (workers/symbol_tiers.py).
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ import numpy as np
 from shm.layout import RECORD, Flag
 from workers._quality import REJECT_REASONS, Checker
 from workers.spec import QualitySettings
+from workers.symbol_tiers import SymbolTiers
 
 _JUDGED = (Flag.OUTLIER, Flag.VOLUME_SPIKE, Flag.OUT_OF_ORDER, Flag.LATE, Flag.CROSSED, Flag.INCOMPLETE)
 
@@ -40,8 +42,8 @@ _JUDGED = (Flag.OUTLIER, Flag.VOLUME_SPIKE, Flag.OUT_OF_ORDER, Flag.LATE, Flag.C
 class Quality:
     """The checks of one feed."""
 
-    def __init__(self, settings: QualitySettings) -> None:
-        """Thresholds as in `workers.spec.QualitySettings`; no state yet."""
+    def __init__(self, settings: QualitySettings, tiers: SymbolTiers | None = None) -> None:
+        """Thresholds as in `workers.spec.QualitySettings`; no state yet. `tiers`: of symbols that have their own."""
         self._checker = Checker(
             enabled=settings.enabled,
             reject_impossible=settings.policy == "reject",
@@ -53,6 +55,7 @@ class Quality:
             spike_factor=settings.volume_spike_factor,
             warm_up=settings.warm_up_records,
             memory=settings.memory_records,
+            tiers=tiers.of_instrument if tiers is not None else None,
         )
         self.check = self._checker.check  # (records, count) -> records left, at the start of the array, in order
         self.forget = self._checker.forget  # begin anew: the next record is compared with none before it

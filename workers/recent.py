@@ -46,6 +46,7 @@ _WORDS: Final = RECORD_SIZE_BYTES // 8
 _KEY_WORD: Final = 4  # instrument_id, record_type, source, flags
 _FLAGS_BYTE: Final = 38
 _KEY_MASK: Final = np.uint64(0xFF_FFFF_FFFF)
+ANNOUNCEMENTS: Final = frozenset({topics.ANNOUNCED, *topics.OVERLOADED})  # entries that are no ring's
 _CODES: Final = {topics.ERROR: StatusCode.REJECTED, topics.ALERT: StatusCode.LATENCY_ALERT}
 
 
@@ -171,9 +172,9 @@ class Recent:
             has_topic = int(self._rings_of[topic]) >> turn.ring & 1
             if turn.kind == topics.CUT or (turn.kind == topics.BROKEN and has_topic):
                 break
-            if turn.kind == topics.BROKEN or (turn.kind != topics.ANNOUNCED and not has_topic):
+            if turn.kind == topics.BROKEN or (turn.kind not in ANNOUNCEMENTS and not has_topic):
                 continue
-            if turn.kind == topics.ANNOUNCED:
+            if turn.kind in ANNOUNCEMENTS:
                 if topic == topics.STATUS:
                     number -= 1
                     if first <= number < end:
@@ -251,7 +252,11 @@ class Recent:
         """Add up to `limit` records of a piece to the answer; returns the number after the last that was dealt with."""
         if piece.turn is not None:
             turn = piece.turn
-            record = gap_record(turn.ring, self._shard, self._label, (turn.first, turn.end), turn.time_ns)
+            counts = turn.first, turn.end
+            if turn.kind == topics.ANNOUNCED:
+                record = gap_record(turn.ring, self._shard, self._label, counts, turn.time_ns)
+            else:
+                record = overload_record(turn.kind, self._shard, self._label, counts, turn.time_ns)
             found.frames.append(pack_header(piece.ring, 1, piece.number) + record.tobytes())
             found.records += 1
             return piece.number + 1
@@ -308,10 +313,25 @@ def _add_span(spans: list[Span], start: int, end: int) -> None:
 
 def gap_record(ring: int, shard: int, label: str, lost: Span, now_ns: int) -> np.ndarray:
     """The status record by which a fan-out tells which sequences of a ring it lost: shape (1,), dtype RECORD."""
+    return _own_record(StatusCode.GAP, shard, f"ring {ring} overran {label}", lost, now_ns)
+
+
+def overload_record(kind: int, shard: int, label: str, counts: Span, now_ns: int) -> np.ndarray:
+    """The status record by which a fan-out tells that it conflates, sheds, or no longer does: shape (1,), dtype RECORD.
+
+    Args:
+        kind: one of topics.OVERLOADED.
+        counts: how many records were conflated and shed since the overload began.
+    """
+    word = {topics.CONFLATING: "conflating", topics.SHEDDING: "shedding", topics.RELIEVED: "relieved"}[kind]
+    return _own_record(StatusCode.OVERLOAD, shard, f"{word} {label}", counts, now_ns)
+
+
+def _own_record(code: StatusCode, shard: int, text: str, numbers: Span, now_ns: int) -> np.ndarray:
     record = empty(1)
     record["ts_event"] = record["ts_receive"] = record["ts_publish"] = now_ns
     record["instrument_id"] = shard  # any instrument of this shard: the router asks whose record it is
     record["record_type"], record["source"] = RecordType.STATUS, Source.INTERNAL
-    record["code"], record["from_sequence"], record["to_sequence"] = StatusCode.GAP, *lost
-    record["text"] = f"ring {ring} overran {label}".encode()[:40]
+    record["code"], record["from_sequence"], record["to_sequence"] = code, *numbers
+    record["text"] = text.encode()[:40]
     return record

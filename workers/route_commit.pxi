@@ -65,7 +65,7 @@ cdef void note(Redo *redo, uint64_t word, uint64_t value) noexcept nogil:
 
 
 cdef void note_turn(
-    Redo *redo, const Head *head, uint64_t count, uint16_t ring, uint64_t cursor, bint announce
+    Redo *redo, const Head *head, uint64_t count, uint16_t ring, uint64_t cursor, int announce
 ) noexcept nogil:
     """Enter a turn of `count` records, `head` the first, into the turn log: with the entry before it if it goes on where
     that ended, else by itself."""
@@ -74,7 +74,7 @@ cdef void note_turn(
     cdef uint64_t first = 0, end = 0, time_ns = 0
     cdef uint64_t last, meta, kind = KIND_CUT
     if announce:
-        kind, first, end, time_ns = KIND_ANNOUNCED, head.from_sequence, head.to_sequence, head.ts_publish
+        kind, first, end, time_ns = announce, head.from_sequence, head.to_sequence, head.ts_publish
     elif cursor > count:
         first = cursor - count
         kind = KIND_AFTER_GAP if head.flags & GAP_BEFORE else KIND_NUMBERED

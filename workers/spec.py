@@ -39,6 +39,7 @@ FeedId = Annotated[int, Meta(ge=0, le=65535)]
 Port = Annotated[int, Meta(ge=0, le=65535)]
 Positive = Annotated[int, Meta(ge=1)]
 NotNegative = Annotated[float, Meta(ge=0)]
+Tier = Literal["high", "normal", "low"]
 
 
 class _Spec(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -108,6 +109,7 @@ class IngestSettings(WorkerSettings, frozen=True, kw_only=True):
     feeds: tuple[FeedSpec, ...] = ()
     batch_slots: Annotated[int, Meta(ge=16, le=65536)] = 2048  # records per publish at full speed (128 bytes each)
     quality: QualitySettings = QualitySettings()
+    priorities: dict[str, Tier] = {}  # symbols whose quotes, levels and bars have another tier than their type's
     start_delay_s: NotNegative = 0.0  # from ready to the first record, for subscribers to connect
     min_wait_us: NotNegative = 200.0  # least pause between two polls of a paced feed: latency against CPU time
 
@@ -146,6 +148,7 @@ class CacheSettings(WorkerSettings, frozen=True, kw_only=True):
     bar_intervals_s: tuple[Positive, ...] = (1, 60)
     bar_close_delay_s: NotNegative = 1.0  # wait after an interval's end before a silent instrument's bar closes
     bar_exclude_outliers: bool = False  # leave trades flagged OUTLIER out of bars and day statistics
+    ranked_symbols: Annotated[int, Meta(ge=0)] = 32  # symbols of highest score that rank high; 0 = no scores
     batch_slots: Positive = 4096  # records read from a ring at a time
     reliable: bool = False  # hold the writers back (bounded) instead of losing records: for replays at full speed
     start: Literal["newest", "oldest"] = "oldest"

@@ -12,7 +12,8 @@ topics by prefix and drops in silence when a queue is full or a connection break
 
     number == expected      in order
     number >  expected      records [expected, number) are missing: they are asked for at the replay endpoint, and
-                            handed out before this message; what can't be had is a Gap, in `gaps` and on the message
+                            handed out before this message; what can't be had is a Gap, in `gaps` and on the message,
+                            and so is what an overloaded fan-out conflated or shed (workers/healing.py)
     number <  expected      published before: known records are dropped and counted; but where the records are younger
                             than any seen in the topic, the engine was started anew and the numbers with it
 

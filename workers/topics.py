@@ -20,6 +20,9 @@ hold. `turns` counts the entries ever made; entry i stands at i % TURNS and has 
              ANNOUNCED  no record of a ring: fan-out's own GAP record on marketdata.feed.status
              BROKEN     what is older is of another ring under this number: no topic of it can be followed beyond
              CUT        of unknown position: nothing can be followed beyond
+    CONFLATING, SHEDDING, RELIEVED
+               no record of a ring: fan-out's own OVERLOAD record on marketdata.feed.status; first and end are the
+               counts that it tells (workers/overload.py)
 
 Fan-out is at-most-once with exact accounting. Before a turn's messages are sent, everything that the turn changes --
 the ring's cursor, the number of each topic it touched -- is written to the shard's redo log as absolute values, the log
@@ -70,7 +73,8 @@ LOG_SPARE: Final = 16  # entries beyond one a record: the cursor, the shard's ow
 
 TURNS: Final = 32768  # entries of the turn log, 1 MiB a shard
 TURN_WORDS: Final = 4
-NUMBERED, AFTER_GAP, ANNOUNCED, BROKEN, CUT = range(5)
+NUMBERED, AFTER_GAP, ANNOUNCED, BROKEN, CUT, CONFLATING, SHEDDING, RELIEVED = range(8)
+OVERLOADED: Final = (CONFLATING, SHEDDING, RELIEVED)
 
 _BEING_MADE_S: Final = 2.0
 _MAKER_LOCK: Final = MAX_SHARDS  # behind those of the shards

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import schemathesis
+import zmq
 from prometheus_client.parser import text_string_to_metric_families
 
 from shm.latest import LatestTable
@@ -105,6 +106,37 @@ def test_metrics_json_has_the_promised_names(engine: EngineProcess) -> None:
     assert answer["cache_hit_ratio"] == answer["tiers"]["L1"]["hit_ratio"]
     stats = answer["latency_stats"]
     assert stats["min"] <= stats["p50"] <= stats["p95"] <= stats["p99"] <= stats["max"]
+
+
+def test_metrics_json_tells_of_overload(engine: EngineProcess) -> None:
+    assert engine.json("/metrics")["overload"] == {"state": "normal", "conflated": 0, "shed": 0}
+
+
+def test_symbols_come_with_their_scores_if_asked_for(engine: EngineProcess, symbol: str) -> None:
+    assert set(engine.json("/symbols")) == {"symbols", "count"}
+
+    def scored() -> dict[str, Any] | None:
+        answer: dict[str, Any] = engine.json("/symbols?detail=true")
+        return answer if any(one["trades"] > 0 for one in answer["scores"]) else None
+
+    with zmq.Context() as context:
+        socket = context.socket(zmq.SUB)
+        socket.linger = 0
+        socket.setsockopt(zmq.SUBSCRIBE, f"marketdata.quote.{symbol}".encode())
+        socket.connect(f"tcp://127.0.0.1:{engine.base + 1}")
+        answer = wait_for("scores", scored)
+        assert answer["count"] == len(answer["symbols"]) == len(answer["scores"])
+        scores = [one["score"] for one in answer["scores"]]
+        assert scores == sorted(scores, reverse=True)
+        assert [one["ranked"] for one in answer["scores"][:20]] == [True] * 20
+
+        def watched() -> bool:
+            scores = engine.json("/symbols?detail=true")["scores"]
+            return any(one["symbol"] == symbol and one["watchers"] == 1 and one["ranked"] for one in scores)
+
+        wait_for("the watched symbol ranks high", watched)
+        socket.close()
+    assert "detail" in problem(engine.get("/symbols?detail=maybe"), 422)["detail"]
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from shm.layout import empty
+from shm.layout import Flag, RecordType, empty
 from workers.healing import Gap, Healing, Message, Part, Topic
 from workers.wire import Header
 
@@ -264,3 +264,28 @@ def test_no_more_questions_are_under_way_than_an_engine_serves() -> None:
     for number in range(1, 5):
         healing.answer(0, answer(number, 1, 2, 1), [frame(1, 1)], 0.1)
     assert len(healing.due(0.2)) == 4
+
+
+@pytest.mark.parametrize(
+    ("kind", "flags", "asked"),
+    [
+        (RecordType.QUOTE, Flag.GAP_BEFORE, False),
+        (RecordType.LEVEL2, Flag.GAP_BEFORE | Flag.SNAPSHOT, False),
+        (RecordType.BAR, Flag.GAP_BEFORE, False),
+        (RecordType.QUOTE, 0, True),
+        (RecordType.TRADE, Flag.GAP_BEFORE, True),
+    ],
+)
+def test_hole_that_an_overloaded_fan_out_made_is_a_gap_and_not_asked_for(
+    kind: RecordType, flags: int, asked: bool
+) -> None:
+    one = Topics()
+    one.take(1)
+    after = part(10)
+    after.records["record_type"], after.records["flags"] = kind, flags
+    message = one.healing.take(one.topic, after, 0.0)
+    assert bool(one.healing.asks) is asked
+    if not asked:
+        assert message is not None
+        assert message.gap == Gap(NAME, 2, 10)
+        assert one.healing.records_missed == 8

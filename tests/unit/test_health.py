@@ -258,3 +258,16 @@ def test_a_stopping_engine_is_unhealthy() -> None:
     watch = watched((0, 0), (3, 30))
     health = judge(now, now, workers=(RUNNING,), feeds=(FEED,), watch=watch, limits=LIMITS, stopping=True)
     assert health.verdict is Verdict.UNHEALTHY
+
+
+def test_an_overloaded_fan_out_is_degraded_and_says_how_much_it_left_out() -> None:
+    def fanout(now_s: float, overload: float, conflated: int) -> ProcessView:
+        counters = {"records_conflated": conflated, "records_shed": 3}
+        return process(now_s, gauges={"overload": overload}, counters=counters)
+
+    watch = watched((0, 0), (1, 10), (2, 20), (3, 30))
+    before = sample(1, 10, processes=(fanout(1, 0.0, 5),))
+    health = verdict(sample(3, 30, processes=(fanout(3, 1.0, 105),)), watch, before)
+    assert health.verdict is Verdict.DEGRADED
+    assert "100 records conflated and 0 shed" in why(health, "process:ingest-0")
+    assert verdict(sample(3, 30, processes=(fanout(3, 0.0, 105),)), watch, before).verdict is Verdict.HEALTHY

@@ -11,6 +11,7 @@ import pytest
 from shm.layout import Action, Flag, Priority, RecordType, StatusCode, concatenate, empty
 from workers.quality import Quality
 from workers.spec import QualitySettings
+from workers.symbol_tiers import SymbolTiers
 
 NOW_NS = 1_760_000_000_000_000_000
 
@@ -239,6 +240,20 @@ def test_priority_follows_the_type() -> None:
     batch = concatenate([records(kind, priority=9) for kind in expected])
     Quality(QualitySettings()).check(batch, len(batch))
     assert list(batch["priority"]) == list(expected.values())
+
+
+def test_symbols_with_a_tier_of_their_own_have_it_but_never_for_trades() -> None:
+    ids = {"OWN": 3, "OTHER": 4}
+    tiers = SymbolTiers({"OWN": "high", "OTHER": "low", "UNSEEN": "high"}, ids.__getitem__)
+    quality = Quality(QualitySettings(), tiers)
+    kinds = (RecordType.QUOTE, RecordType.LEVEL2, RecordType.BAR, RecordType.TRADE)
+    batch = concatenate([records(kind, instrument_id=i) for i in (3, 4, 5) for kind in kinds])
+
+    quality.check(batch, len(batch))
+    assert batch["priority"].reshape(3, 4).tolist() == [[1, 2, 2, 0]] * 3  # nobody has interned them
+    assert [tiers.intern("OWN"), tiers.intern("OTHER")] == [3, 4]
+    quality.check(batch, len(batch))
+    assert batch["priority"].reshape(3, 4).tolist() == [[0, 0, 0, 0], [2, 2, 2, 0], [1, 2, 2, 0]]
 
 
 def test_after_the_end_of_a_replay_the_feed_begins_anew() -> None:

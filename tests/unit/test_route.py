@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from shm.errors import BadArgument
-from shm.layout import NO_INSTRUMENT, RecordType, StatusCode, empty
+from shm.layout import NO_INSTRUMENT, Flag, Priority, RecordType, StatusCode, empty
 from workers import topics
 from workers._route import JSON, MSGPACK, RAW, RESOLVED, Router
 from workers.topics import ALERT, BATCH, ERROR, STATUS, TopicTable, topic_index
@@ -182,7 +182,7 @@ def test_announcements_have_a_number_but_no_place_in_the_batch_topic(table: Topi
     own["record_type"], own["instrument_id"], own["code"] = RecordType.STATUS, 0, StatusCode.GAP
     router.scan(own, 1)
 
-    assert router.route(4, 57, announce=True) == 1
+    assert router.route(4, 57, announce=topics.ANNOUNCED) == 1
     assert [topic for topic, _ in router.frames()] == [STATUS]
     assert (table.sequence(STATUS, 0), table.sequence(BATCH, 0), cursor(table, 0, 4)) == (1, 0, 57)
     router.close()
@@ -242,3 +242,66 @@ def test_calls_that_can_not_work_are_refused(table: TopicTable) -> None:
     router.close()
     with pytest.raises(BadArgument, match="closed"):
         router.scan(empty(1), 1)
+
+
+HOLD = 1 << Priority.NORMAL | 1 << Priority.LOW
+
+
+def test_kept_back_tiers_are_numbered_listed_and_not_sent(table: TopicTable) -> None:
+    router, rng = Router(table, 0, frame_records=4), np.random.default_rng(5)
+    router.wanted[:] = RESOLVED | RAW | JSON
+    router.wanted[topic_index(RecordType.QUOTE, 3)] = RESOLVED  # wanted by nobody: nothing to keep
+    for turn in range(20):
+        records = batch(rng, 300, first=1 + 300 * turn)
+        records["priority"] = rng.integers(0, 4, 300)  # 3: as the lowest
+        hold = [HOLD, 1 << Priority.LOW, 0][turn % 3]
+        mine = [i for i in range(300) if int(records["instrument_id"][i]) % 3 == 0]
+        of = {i: model_topic(records[i]) for i in mine}
+        tier = {t: min(int(records["priority"][i]) for i in mine if of[i] == t) for t in of.values()}
+        number = {t: table.sequence(t, 0) for t in of.values()}
+        held, sent = [], []
+        for i in mine:
+            number[of[i]] += 1
+            may = records["record_type"][i] in (RecordType.QUOTE, RecordType.BAR, RecordType.LEVEL2)
+            if may and hold >> min(tier[of[i]], 2) & 1:
+                held += [(i, of[i], number[of[i]])] * (of[i] != topic_index(RecordType.QUOTE, 3))
+            elif of[i] != topic_index(RecordType.QUOTE, 3):
+                sent.append((i, of[i], number[of[i]]))
+
+        router.scan(records, 300)
+        assert router.encoded_records == len(held) + len(sent)
+        router.route(2, 301 + 300 * turn, hold=hold)
+        got = zip(router.held_index, router.held_topic, router.held_number, strict=True)
+        assert [tuple(map(int, entry)) for entry in got][: router.held_count] == held
+        assert router.encode_list() == sent
+        frames: dict[int, list[tuple[int, int]]] = defaultdict(list)
+        collect(router, frames, 2, 4)
+        assert [s for _, s in frames.pop(BATCH)] == records["sequence"][mine].tolist()  # the batch topic stays whole
+        assert sorted((t, n) for t, found in frames.items() for n, _ in found) == sorted((t, n) for _, t, n in sent)
+        assert {t: table.sequence(t, 0) for t in number} == number
+    router.close()
+
+
+def test_a_topic_that_waits_stays_behind_and_a_shed_one_says_so_once(table: TopicTable) -> None:
+    router = Router(table, 0, frame_records=2)
+    router.wanted[:] = RESOLVED | RAW | JSON
+    waits, shed = topic_index(RecordType.QUOTE, 0), topic_index(RecordType.BAR, 3)
+    router.marks[waits], router.marks[shed] = 2, 1
+    records = empty(9)
+    records["record_type"] = [RecordType.TRADE, RecordType.QUOTE, RecordType.BAR] * 3
+    records["instrument_id"] = [0, 0, 3] * 3
+    for turn, flagged in enumerate(([3], [])):
+        records["flags"], records["sequence"] = 0, np.arange(1, 10) + 9 * turn
+        router.scan(records, 9)
+        router.route(1, 10 + 9 * turn)
+        assert router.held_topic[: router.held_count].tolist() == [waits] * 3
+        told = [
+            (topic, int(record["sequence"]) - 9 * turn)
+            for topic, frame in router.frames()
+            for record in unpack_frame(frame)[1]
+            if record["flags"] & Flag.GAP_BEFORE
+        ]
+        assert told == [(shed, at) for at in flagged]  # raw: the topic alone, not the batch
+        assert (np.flatnonzero(records["flags"] & Flag.GAP_BEFORE) + 1).tolist() == flagged  # what is encoded
+        assert (router.marks[waits], router.marks[shed]) == (2, 0)
+    router.close()

@@ -155,3 +155,14 @@ def test_restarted_engine_is_followed(scene: Scene, observer: Observer, engine_n
 def test_no_such_engine_is_an_error(engine_name: str) -> None:
     with pytest.raises(SegmentMissing):
         Observer(engine_name)
+
+
+def test_overloaded_fan_out_shows_as_such_with_its_losses(scene: Scene, observer: Observer) -> None:
+    scene.look(observer)
+    scene.beat()
+    scene.worker.gauge("overload").set(1.0)
+    scene.worker.counter("records_conflated").add(40)
+    scene.worker.counter("records_shed").add(2)
+    words = row(text_of(scene.look(observer)), "PROCESS", "ingest-0")
+    assert "conflating" in words
+    assert "42" in words
