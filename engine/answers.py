@@ -268,6 +268,22 @@ class FeedAnswer(Struct, kw_only=True):
     silent_symbols: Annotated[Count | None, Meta(description="symbols that are silent for longer than they ever are")]
     latency_ms: Annotated[float | None, Meta(description="from the venue's clock to ours, lately")]
     usual_latency_ms: Annotated[float | None, Meta(description="the same, over the last minutes")]
+    role: Annotated[
+        Literal["active", "standby"] | None, Meta(description="in its group: does it publish; null: it is in none")
+    ] = None
+    condition: Annotated[
+        str | None, Meta(description="in its group: out, silent, proving (healthy, not for long enough yet), ready")
+    ] = None
+    publishes_alone: Annotated[
+        list[str], Meta(description="a standby's: symbols on which the active feed is silent; some, if many")
+    ] = field(default_factory=list)
+    silent_here: Annotated[
+        list[str], Meta(description="an active feed's: symbols that a standby publishes in its place")
+    ] = field(default_factory=list)
+    standby_records: Annotated[Count | None, Meta(description="withheld because another feed published")] = None
+    group_switches: Annotated[Count | None, Meta(description="of its group, since its process was started")] = None
+    last_switch: Annotated[str | None, Meta(description="why the group switched last")] = None
+    last_switch_at: Time | None = None
 
 
 FeedDataType = Literal["tick", "quote", "bar", "trade", "level2", "news"]

@@ -13,7 +13,7 @@ from typing import Any, Final
 import msgspec
 import zmq
 
-from workers.spec import AnyReply, Command, FeedReport, Hello, Refused, decode_reply, encode_command
+from workers.spec import AnyReply, Command, FeedReport, GroupReport, Hello, Refused, decode_reply, encode_command
 
 MAX_WAITING: Final = 1000
 
@@ -21,13 +21,15 @@ MAX_WAITING: Final = 1000
 class CommandChannel:
     """The control process's end.
 
-    `greeted` maps a label to the pid that said hello last, `reports` a feed's number to what was said of it last.
+    `greeted` maps a label to the pid that said hello last, `reports` a feed's number to what was said of it last,
+    `groups` the same of redundancy groups by name.
     """
 
     def __init__(self, endpoint: str) -> None:
         """Bind; `endpoint` is an ipc address in a folder that only this user may enter."""
         self.greeted: dict[str, int] = {}
         self.reports: dict[int, FeedReport] = {}
+        self.groups: dict[str, GroupReport] = {}
         self._numbers = itertools.count(1)
         self._waiting: dict[int, asyncio.Future[AnyReply]] = {}
         self._context = zmq.Context(io_threads=1)
@@ -76,6 +78,9 @@ class CommandChannel:
                 self.greeted[frames[0].decode("utf-8", "replace")] = reply.pid
             elif isinstance(reply, FeedReport):
                 self.reports[reply.feed_id] = reply
+                continue
+            elif isinstance(reply, GroupReport):
+                self.groups[reply.group] = reply
                 continue
             future = self._waiting.get(reply.request_id)
             if future is not None and not future.done():

@@ -6,6 +6,7 @@ The engine-wide names are those of the interface document (`marketdata_*`). Besi
     marketdata_ring_*      per ring: records published, writer's epoch and life
     marketdata_reader_*    per registered reader: lag, losses
     marketdata_feed_*      per feed: records, errors, gaps, time since the last record
+    marketdata_group_*     per redundancy group: standbys that could take over, switches
     marketdata_hop_*       latency of each hop, histogram
 
 Called by engine/http.py for each scrape. Labels come from configuration and from readers' own labels, which are cut to
@@ -24,6 +25,7 @@ from prometheus_client.openmetrics.exposition import CONTENT_TYPE_LATEST as CONT
 from prometheus_client.openmetrics.exposition import generate_latest as generate_openmetrics
 from prometheus_client.registry import Collector, CollectorRegistry
 
+from engine.health import standing_by
 from engine.sample import HOPS, Sample
 from shm.histogram import HistogramView
 from workers.spec import FeedReport
@@ -48,7 +50,7 @@ _NOT_IN_NAMES: Final = re.compile(r"[^a-z0-9_]")
 class FeedLabel:
     """What the exposition says about a feed beside its counters."""
 
-    __slots__ = ("active", "name", "rate", "report", "score", "source")
+    __slots__ = ("active", "name", "rate", "report", "role", "score", "source")
 
     def __init__(
         self,
@@ -59,14 +61,16 @@ class FeedLabel:
         *,
         score: float = 0.0,
         report: FeedReport | None = None,
+        role: str = "",
     ) -> None:
-        """`rate` in records per second; `report` is a live feed's own."""
+        """`rate` in records per second; `report` is a live feed's own; `role` in its group, "" if it is in none."""
         self.name = name
         self.source = source
         self.rate = rate
         self.active = active
         self.score = score
         self.report = report
+        self.role = role
 
 
 class SampleCollector(Collector):
@@ -96,6 +100,7 @@ class SampleCollector(Collector):
         yield from self._processes()
         yield from self._rings()
         yield from self._feed_families()
+        yield from self._group_families()
         yield from self._hops()
 
     def _engine(self) -> Iterator[Any]:
@@ -239,9 +244,14 @@ class SampleCollector(Collector):
         latency = GaugeMetricFamily(
             "marketdata_feed_venue_latency_seconds", "From the venue's clock to ours, lately", labels=per_feed
         )
+        standby = GaugeMetricFamily(
+            "marketdata_feed_standby", "1 while another feed of its redundancy group publishes", labels=per_feed
+        )
         for feed_id, feed in self._feeds.items():
             counts = sample.feeds.get(feed_id)
             labels = [feed.name, feed.source]
+            if feed.role:
+                standby.add_metric(labels, float(feed.role == "standby"))
             health.add_metric(labels, feed.score)
             if feed.report is not None:
                 reconnects.add_metric(labels, feed.report.reconnects)
@@ -256,7 +266,19 @@ class SampleCollector(Collector):
             rate.add_metric(labels, feed.rate)
             if counts is not None and counts.last_update_ns:
                 age.add_metric(labels, max(0.0, (sample.now_ns - counts.last_update_ns) / 1e9))
-        yield from (records, gaps, active, ended, rate, age, health, reconnects, silent, breaker, latency)
+        yield from (records, gaps, active, ended, rate, age, health, reconnects, silent, breaker, latency, standby)
+
+    def _group_families(self) -> Iterator[Any]:
+        standbys = GaugeMetricFamily(
+            "marketdata_group_standbys", "Feeds of the redundancy group that could take over now", labels=["group"]
+        )
+        switches = GaugeMetricFamily(
+            "marketdata_group_switches", "Switches of the group since its process was started", labels=["group"]
+        )
+        for name, group in self._sample.groups.items():
+            standbys.add_metric([name], len(standing_by(group)))
+            switches.add_metric([name], group.switches)
+        yield from (standbys, switches)
 
     def _hops(self) -> Iterator[Any]:
         hop = HistogramMetricFamily(

@@ -30,6 +30,7 @@ from workers.spec import (
     Command,
     FeedReport,
     FeedSpec,
+    GroupReport,
     IngestSettings,
     PauseFeed,
     Refused,
@@ -60,6 +61,7 @@ class Commands(Protocol):
     """What is needed of the command channel."""
 
     reports: dict[int, FeedReport]
+    groups: dict[str, GroupReport]
 
     async def ask(self, label: str, command: Command, timeout_s: float = 2.0) -> AnyReply:
         """Send a command, wait for its reply."""
@@ -96,6 +98,8 @@ def spec_of(feed: StoredFeed) -> FeedSpec:
         options=options,
         added=True,
         paused=feed.paused,
+        group=feed.group,
+        rank=feed.rank,
     )
 
 
@@ -149,6 +153,14 @@ class Feeds:
         told = self._commands.reports if self._commands is not None else {}
         return {number: report for number, report in told.items() if now_ns - report.at_ns < REPORT_VALID_NS}
 
+    def group_reports(self, now_ns: int) -> dict[str, GroupReport]:
+        """What workers say of redundancy groups, by name; of groups that still have feeds."""
+        told = self._commands.groups if self._commands is not None else {}
+        known = {entry.spec.group for entry in self.entries.values()}
+        return {
+            name: report for name, report in told.items() if name in known and now_ns - report.at_ns < REPORT_VALID_NS
+        }
+
     def get(self, feed_id: str) -> Entry | None:
         """A feed by its id."""
         return self.entries.get(feed_id)
@@ -177,11 +189,13 @@ class Feeds:
                     return entry, "restarted"
             _check(wanted)
             if wanted.data_source == HTTP_SOURCE:
+                if wanted.group:
+                    raise FeedRefused(f"group: a feed of source {HTTP_SOURCE!r} can't be in one: no worker hosts it")
                 if wanted.symbol == ALL_SYMBOLS or wanted.symbol in self._posted:
                     raise FeedRefused(f"symbol: a feed of source {HTTP_SOURCE!r} is one symbol's, and each has one")
                 label = CONTROL_LABEL
             else:
-                label = min(self._labels, key=lambda name: len(self._of(name)))
+                label = self._place(wanted.group)
             number = self._number(label)
             feed = msgspec.structs.replace(wanted, feed_id=self._name(wanted.symbol), number=number)
             entry = Entry(spec_of(feed), label, feed)
@@ -282,6 +296,13 @@ class Feeds:
             await asyncio.to_thread(self._store.put_feed, feed)
         except StoreError as error:
             raise Unavailable(str(error)) from error
+
+    def _place(self, group: str) -> str:
+        """The worker of the feeds of that group; else the one that has the fewest."""
+        for entry in self.entries.values():
+            if group and entry.spec.group == group:
+                return entry.label
+        return min(self._labels, key=lambda name: len(self._of(name)))
 
     def _of(self, label: str) -> tuple[FeedSpec, ...]:
         return tuple(entry.spec for entry in self.entries.values() if entry.label == label)

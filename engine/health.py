@@ -18,7 +18,7 @@ from typing import Final
 from engine.plan import CONTROL_LABEL
 from engine.sample import Sample
 from shm.status import ProcessState, ProcessView
-from workers.spec import FeedReport
+from workers.spec import FeedReport, GroupMember, GroupReport
 
 CADENCE_HALF_LIFE_S: Final = 300.0
 
@@ -155,6 +155,7 @@ def judge(
     feed_checks = [_check_feed(sample, feed, watch, limits, started=_running(workers, feed)) for feed in feeds]
     active = sum(_is_active(sample, feed, watch, limits) for feed in feeds)
     checks += feed_checks
+    checks += [_check_group(report, feeds) for report in sample.groups.values()]
     if not feeds:
         checks.append(Check("feeds", Verdict.DEGRADED, "no feed is configured: nothing will come"))
     checks += _check_readers(sample, before)
@@ -304,6 +305,37 @@ def _check_live(name: str, report: FeedReport, state: str, now_ns: int) -> Check
     if report.degraded:
         return Check(name, Verdict.DEGRADED, f"{why}; health {report.health_score:.2f}")
     return Check(name, Verdict.HEALTHY, f"{why}, {report.reconnects} reconnects" if report.reconnects else why)
+
+
+def standing_by(report: GroupReport) -> list[GroupMember]:
+    """The feeds of a group that could take over now."""
+    return [one for one in report.members if one.role == "standby" and one.condition in ("proving", "ready")]
+
+
+def _check_group(report: GroupReport, feeds: tuple[FeedExpected, ...]) -> Check:
+    """Who publishes, who stands by, and whether the next loss could be borne."""
+    name = f"group:{report.group}"
+    names = {feed.feed_id: feed.name for feed in feeds}
+    named = {member.feed_id: names.get(member.feed_id, f"feed {member.feed_id}") for member in report.members}
+    active = next((member for member in report.members if member.role == "active"), None)
+    words = ", ".join(
+        f"{named[member.feed_id]} ({member.condition}{': ' + member.why if member.condition == 'out' else ''})"
+        for member in report.members
+        if member.role == "standby"
+    )
+    why = f"{named[active.feed_id]} publishes; standing by: {words or 'nobody'}" if active else "nobody publishes"
+    elsewhere = active.without if active else ()
+    if elsewhere:
+        why += f"; on {', '.join(elsewhere[:3])}{' and more' * (len(elsewhere) > 3)} it is silent, others publish"
+    if report.switches:
+        why += f"; {report.switches} switches, the last: {report.last_switch}"
+    if report.held_back:
+        why += "; the way back waits: too many switches in a minute"
+    if active is None or active.condition not in ("proving", "ready"):
+        return Check(name, Verdict.DEGRADED, f"no feed of it delivers: {why}")
+    if not standing_by(report):
+        return Check(name, Verdict.DEGRADED, f"there is no standby that could take over: {why}")
+    return Check(name, Verdict.DEGRADED if elsewhere else Verdict.HEALTHY, why)
 
 
 def _check_readers(sample: Sample, before: Sample) -> list[Check]:

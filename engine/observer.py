@@ -29,7 +29,7 @@ from engine.tiers import Tiers
 from shm.errors import ShmError
 from shm.latest import LatestTable
 from shm.ring import status_record
-from workers.spec import FeedReport, FeedSpec
+from workers.spec import FeedReport, FeedSpec, GroupMember, GroupReport
 
 MAX_AGE_S: Final = 0.25  # a request is answered from a sample at most this old
 FORGET_EVERY_S: Final = 10.0
@@ -51,6 +51,8 @@ class FeedView:
     why: str
     label: str
     report: FeedReport | None
+    group: GroupReport | None = None
+    member: GroupMember | None = None  # this feed in it
 
 
 class Observer:
@@ -146,6 +148,8 @@ class Observer:
             spec = entry.spec
             counts = sample.feeds.get(spec.feed_id)
             state = feed_state(sample, expected, self._watch, self.limits)
+            group = sample.groups.get(spec.group) if spec.group else None
+            members = group.members if group is not None else ()
             views.append(
                 FeedView(
                     spec=spec,
@@ -160,6 +164,8 @@ class Observer:
                     why=whys[f"feed:{spec.name}"].why,
                     label=expected.label,
                     report=sample.reports.get(spec.feed_id),
+                    group=group,
+                    member=next((member for member in members if member.feed_id == spec.feed_id), None),
                 )
             )
         return views
@@ -175,6 +181,7 @@ class Observer:
                 view.active,
                 score=feed_score(view),
                 report=view.report,
+                role=view.member.role if view.member else "",
             )
             for view in self.feeds()
         }
@@ -225,6 +232,7 @@ class Observer:
             symbols=len(self.segments.instruments),
             now_ns=now_ns,
             reports=self.book.reports(now_ns),
+            groups=self.book.group_reports(now_ns),
             monotonic_s=time.monotonic(),
         )
         return self._current

@@ -26,6 +26,7 @@ from engine.errors import ConfigError
 from engine.settings import Config, FeedSection
 from engine.stores import NO_PASSWORDS, Passwords
 from workers.spec import (
+    MAX_GROUP_FEEDS,
     CacheSettings,
     FanoutSettings,
     FeedSpec,
@@ -36,6 +37,7 @@ from workers.spec import (
     Placement,
     QualitySettings,
     RecorderSettings,
+    RedundancySettings,
     SubscriptionSpec,
     WebhookSettings,
     WorkerSettings,
@@ -250,6 +252,7 @@ def make_plan(
                     batch_slots=config.ingest.batch_slots,
                     quality=QualitySettings(**msgspec.structs.asdict(config.quality)),
                     priorities=config.priority.symbols,
+                    redundancy=RedundancySettings(**msgspec.structs.asdict(config.redundancy)),
                     start_delay_s=config.engine.start_delay_s,
                     min_wait_us=wait_us,
                 ),
@@ -400,6 +403,7 @@ def _feed_specs(config: Config) -> tuple[FeedSpec, ...]:
         speed: Any = config.replay.speed if config.replay.speed == "max" else float(config.replay.speed)
         options = {"files": files, "speed": speed, "loop": config.replay.loop, "merge": config.replay.merge}
         sections.append(FeedSection(name=_unused(first or "replay", taken), source="replay", options=options))
+    _check_groups(sections)
     return tuple(
         FeedSpec(
             feed_id=number,
@@ -408,15 +412,37 @@ def _feed_specs(config: Config) -> tuple[FeedSpec, ...]:
             symbols=feed.symbols,
             data_types=feed.data_types,
             options=feed.options,
+            group=feed.group,
+            rank=feed.rank,
         )
         for number, feed in enumerate(sections, 1)
     )
 
 
 def _deal(feeds: tuple[FeedSpec, ...], hands: int) -> list[tuple[FeedSpec, ...]]:
-    """Feeds in turn to at most `hands` workers, and to one at least: feeds may be added later."""
-    count = min(hands, max(1, len(feeds)))
-    return [feeds[index::count] for index in range(count)]
+    """Feeds in turn to at most `hands` workers, those of one group to the same: they take over from each other.
+
+    To one worker at least: feeds may be added later.
+    """
+    together: dict[str, list[FeedSpec]] = {}
+    for feed in feeds:
+        together.setdefault(f"group {feed.group}" if feed.group else f"feed {feed.feed_id}", []).append(feed)
+    parts = [*together.values()]
+    count = min(hands, max(1, len(parts)))
+    return [tuple(feed for part in parts[index::count] for feed in part) for index in range(count)]
+
+
+def _check_groups(sections: list[FeedSection]) -> None:
+    """ConfigError for what can't stand by for another feed."""
+    members: dict[str, int] = {}
+    for feed in sections:
+        if not feed.group:
+            continue
+        if feed.source == "replay":
+            raise ConfigError(f"[[feeds]] {feed.name}: group: a replay can't be in a redundancy group; leave it out")
+        members[feed.group] = members.get(feed.group, 0) + 1
+        if members[feed.group] > MAX_GROUP_FEEDS:
+            raise ConfigError(f"[[feeds]] {feed.name}: group {feed.group!r} has more than {MAX_GROUP_FEEDS} feeds")
 
 
 def _placements(config: Config, labels: list[str]) -> dict[str, Placement]:

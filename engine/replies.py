@@ -145,8 +145,8 @@ def feed(view: FeedView) -> answers.FeedAnswer:
         why=view.why,
         process=view.label,
         rate=view.rate,
-        group=view.entry.added.group if view.entry.added else "",
-        rank=view.entry.added.rank if view.entry.added else 0,
+        group=view.spec.group,
+        rank=view.spec.rank,
         configured=view.entry.added is None,
         connections=report.connections if report else None,
         reconnects=report.reconnects if report else None,
@@ -155,6 +155,14 @@ def feed(view: FeedView) -> answers.FeedAnswer:
         silent_symbols=report.silent if report else None,
         latency_ms=report.latency_ms if report else None,
         usual_latency_ms=report.usual_latency_ms if report else None,
+        role=view.member.role if view.member else None,
+        condition=view.member.condition if view.member else None,
+        publishes_alone=list(view.member.symbols) if view.member else [],
+        silent_here=list(view.member.without) if view.member else [],
+        standby_records=view.member.withheld if view.member else None,
+        group_switches=view.group.switches if view.group else None,
+        last_switch=view.group.last_switch or None if view.group else None,
+        last_switch_at=iso_time(view.group.last_switch_ns) if view.group and view.group.last_switch_ns else None,
     )
 
 

@@ -18,7 +18,7 @@ from shm.errors import ShmError
 from shm.histogram import HistogramView
 from shm.ring import ReaderInfo, RingInfo, list_readers, ring_info
 from shm.status import ProcessView, RingEntry, StatusBlock
-from workers.spec import FeedReport
+from workers.spec import FeedReport, GroupReport
 
 WINDOW_S: Final = 10.0
 INTERVAL_S: Final = 1.0
@@ -64,6 +64,7 @@ class Sample:
     symbols: int
     resources: dict[str, Resources] = field(default_factory=dict)
     reports: dict[int, FeedReport] = field(default_factory=dict)  # of live feeds, by feed id
+    groups: dict[str, GroupReport] = field(default_factory=dict)  # redundancy groups, by name
 
     def process(self, label: str) -> ProcessView | None:
         """One process by its label."""
@@ -106,6 +107,7 @@ def take_sample(
     now_ns: int,
     monotonic_s: float,
     reports: dict[int, FeedReport] | None = None,
+    groups: dict[str, GroupReport] | None = None,
 ) -> Sample:
     """Read everything once. A ring that can't be read (removed under us, no descriptor left) is left out."""
     rings: dict[int, RingInfo] = {}
@@ -128,6 +130,7 @@ def take_sample(
         symbols=symbols,
         resources={process.label: used for process in processes if (used := resources_of(process.pid)) is not None},
         reports=reports or {},
+        groups=groups or {},
     )
 
 

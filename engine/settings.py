@@ -304,6 +304,37 @@ class PrioritySection(Struct, frozen=True, kw_only=True):
     ] = 32
 
 
+class RedundancySection(Struct, frozen=True, kw_only=True):
+    """Feeds with a common `group` stand by for each other: when another one takes over."""
+
+    stale_ms: Annotated[
+        float,
+        Meta(
+            ge=20,
+            le=10_000,
+            description="a feed silent for so long while a standby delivers is left; or for longer, if it was before",
+        ),
+    ] = 250.0
+    hold_s: Annotated[
+        float,
+        Meta(ge=0, le=86_400, description="a preferred feed must be healthy for so long to publish again"),
+    ] = 30.0
+    margin: Annotated[
+        float,
+        Meta(
+            ge=0,
+            le=1,
+            description="health scores that differ by less are the same: then the rank decides; an outage costs 0.4",
+        ),
+    ] = 0.5
+    switches_per_minute: Annotated[
+        int, Meta(ge=1, le=1000, description="beyond it only a feed that is lost or silent is left")
+    ] = 6
+    backlog_records: Annotated[
+        int, Meta(ge=64, le=1 << 20, description="kept of each standby, to fill the hole at a switch; 128 bytes each")
+    ] = 16_384
+
+
 class SupervisorSection(Struct, frozen=True, kw_only=True):
     """Watching and restarting the workers."""
 
@@ -449,6 +480,10 @@ class FeedSection(Struct, frozen=True, kw_only=True):
         Meta(description="empty = all that the source has"),
     ] = ()
     enabled: Annotated[bool, Meta(description="false = known, not started")] = True
+    group: Annotated[
+        str, Meta(max_length=64, description="feeds of the same group stand by for each other, see [redundancy]")
+    ] = ""
+    rank: Annotated[int, Meta(ge=0, le=1000, description="within the group; the lowest is preferred")] = 0
     options: Annotated[dict[str, Any], Meta(description="settings of the source itself")] = field(default_factory=dict)
 
 
@@ -467,6 +502,7 @@ class Config(Struct, frozen=True, kw_only=True):
     placement: PlacementSection = PlacementSection()
     quality: QualitySection = QualitySection()
     priority: PrioritySection = PrioritySection()
+    redundancy: RedundancySection = RedundancySection()
     supervisor: SupervisorSection = SupervisorSection()
     health: HealthSection = HealthSection()
     storage: StorageSection = StorageSection()

@@ -62,6 +62,8 @@ BENCHMARKS: dict[str, str] = {
     "multicast_in": "perf.multicast:multicast_in",
     "itch_book": "perf.multicast:itch_book",
     "arbitration": "perf.multicast:arbitration",
+    "failover": "perf.failover:failover",
+    "group_filter": "perf.failover:group_filter",
     "cache_apply": "perf.cache:apply",
     "journal_append": "perf.journal:append",
     "record_ring": "perf.journal:record_ring",

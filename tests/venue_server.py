@@ -58,6 +58,8 @@ class VenueServer:
         self.picture_status: list[int] = []  # of the next GETs; then 200
         self.go_on = threading.Event()  # what is sent after the first `pause_after` messages waits for this
         self.pause_after = -1
+        self.refuses = False  # new connections: HTTP 503
+        self._live: dict[web.WebSocketResponse, web.Request] = {}  # subscribed: what `push` sends to
         self._answer, self._ready, self._pictures = answer, ready, pictures or {}
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._run, daemon=True)
@@ -84,6 +86,30 @@ class VenueServer:
     def rest_url(self) -> str:
         """Where it asks for snapshots."""
         return f"http://127.0.0.1:{self.port}/depth"
+
+    @property
+    def listeners(self) -> int:
+        """Connections that have subscribed and have had their act's messages."""
+        return len(self._live)
+
+    def push(self, *messages: bytes) -> None:
+        """Send text messages to every connection that has subscribed; returns when they are written."""
+        asyncio.run_coroutine_threadsafe(self._push(messages), self._loop).result(DEADLINE_S)
+
+    def cut(self) -> None:
+        """Abort every connection that has subscribed."""
+        asyncio.run_coroutine_threadsafe(self._cut(), self._loop).result(DEADLINE_S)
+
+    async def _push(self, messages: tuple[bytes, ...]) -> None:
+        for ws in list(self._live):
+            for message in messages:
+                await ws.send_str(message.decode())
+
+    async def _cut(self) -> None:
+        for request in self._live.values():
+            if request.transport is not None:
+                request.transport.abort()
+        self._live.clear()
 
     def _run(self) -> None:
         asyncio.set_event_loop(self._loop)
@@ -118,6 +144,8 @@ class VenueServer:
         number = len(self.requests)
         self.requests.append([])
         act = self.acts[min(number, len(self.acts) - 1)]
+        if self.refuses:
+            return web.Response(status=503, text="closed")
         if act.status != 101:
             return web.Response(status=act.status, headers=act.headers, text="no")
         ws = web.WebSocketResponse(autoping=act.pongs)
@@ -135,6 +163,7 @@ class VenueServer:
                 await ws.send_str(json.dumps(answer, separators=(",", ":")))
             if sending is None and self._ready(self.requests[number]):
                 sending = asyncio.ensure_future(self._send(ws, act, request))
+        self._live.pop(ws, None)
         if sending is not None:
             sending.cancel()
         return ws
@@ -144,7 +173,9 @@ class VenueServer:
             if number == self.pause_after:
                 await asyncio.get_running_loop().run_in_executor(None, self.go_on.wait, DEADLINE_S)
             await ws.send_bytes(message) if message[:1] > b"\x7f" else await ws.send_str(message.decode())
-        if act.end == "close":
+        if act.end == "hold":
+            self._live[ws] = request
+        elif act.end == "close":
             await ws.close(code=act.close_code, message=b"bye")
         elif act.end == "abort":
             assert request.transport is not None

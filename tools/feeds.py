@@ -21,7 +21,10 @@ from tools.console import count_text, duration_text
 
 TIMEOUT_S: Final = 10.0
 TOKEN_VARIABLE: Final = "TICKENGINE_HTTP_TOKEN"  # engine.access has it too; importing that costs a fifth of a second
-_COLUMNS: Final = ("FEED", "STATE", "HEALTH", "RATE", "RECORDS", "AGE", "SILENT", "GAPS", "ERRORS", "LATENCY", "SOURCE")
+_COLUMNS: Final = (
+    *("FEED", "STATE", "HEALTH", "RATE", "RECORDS", "AGE", "SILENT", "GAPS", "ERRORS", "LATENCY", "SOURCE"),
+    *("GROUP", "ROLE"),
+)
 
 
 class FeedsError(Exception):
@@ -40,6 +43,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add.add_argument(
         "--option", action="append", default=[], metavar="KEY=VALUE", help="of the source; VALUE as JSON, or text"
     )
+    add.add_argument("--group", default="", help="of feeds that stand by for each other")
+    add.add_argument("--rank", type=int, default=0, help="within the group; the lowest is preferred (default 0)")
     for name, text in (
         ("pause", "take nothing from a feed"),
         ("resume", "go on with it"),
@@ -78,6 +83,8 @@ def _change(url: str, args: argparse.Namespace) -> Any:
             "symbol": args.symbol,
             "data_source": args.source,
             "data_types": [word for word in args.types.split(",") if word],
+            "group": args.group,
+            "rank": args.rank,
             "options": options_of(args.option),
         }
         return ask(url, "POST", "/feeds", body)
@@ -156,7 +163,19 @@ def _row(feed: dict[str, Any]) -> tuple[str, ...]:
         count_text(feed["error_count"]),
         "-" if latency is None else f"{latency:.1f}ms",
         feed["data_source"],
+        f"{feed['group']}/{feed['rank']}" if feed.get("group") else "-",
+        _role(feed),
     )
+
+
+def _role(feed: dict[str, Any]) -> str:
+    """ "standby", "standby, publishes ETHUSDT", "active but for ETHUSDT" or "-"."""
+    role: str = feed.get("role") or "-"
+    if alone := feed.get("publishes_alone"):
+        return f"{role}, publishes {', '.join(alone)}"
+    if elsewhere := feed.get("silent_here"):
+        return f"{role} but for {', '.join(elsewhere)}"
+    return role
 
 
 def _retry(feed: dict[str, Any], now_s: float) -> str:

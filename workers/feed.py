@@ -16,7 +16,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
@@ -30,6 +30,9 @@ from workers.resume import Entry, FeedPosition, ResumeLog
 from workers.source import Source
 from workers.spec import FeedReport, FeedSpec, QualitySettings
 from workers.symbol_tiers import SymbolTiers
+
+if TYPE_CHECKING:
+    from workers.feed_group import Seat
 
 REPORT_EVERY_NS: Final = 10_000_000_000
 PROGRESS_EVERY_NS: Final = 10_000_000_000
@@ -52,10 +55,15 @@ class Publisher:
         self.records_rejected = status.counter("records_rejected")
         self.bytes_received = status.counter("bytes_received")
         self.feed_latency = status.histogram("feed_latency")
+        self.max_batch = writer.depth_slots // 4  # records of one publish_batch, at most
 
     def say(self, code: StatusCode, spec: FeedSpec, text: str, now_ns: int, *, count: int = 0) -> None:
         """Publish one status record about a feed; `text` is cut at 40 bytes."""
-        self.writer.publish(status_record(code, text=text, feed_id=spec.feed_id, ts_event=now_ns, to_sequence=count))
+        self.publish_status(status_record(code, text=text, feed_id=spec.feed_id, ts_event=now_ns, to_sequence=count))
+
+    def publish_status(self, record: bytes) -> None:
+        """Publish one record of 128 bytes and count it."""
+        self.writer.publish(record)
         self.records_published.add()
 
 
@@ -84,6 +92,7 @@ class Feed:
         fresh: bool = False,
         tell: Callable[[FeedReport], None] | None = None,
         tiers: SymbolTiers | None = None,
+        seat: Seat | None = None,
     ) -> None:
         """Nothing is opened yet.
 
@@ -94,6 +103,7 @@ class Feed:
             fresh: the counters of its number were another feed's and begin at 0.
             tell: takes the reports of a live feed.
             tiers: of symbols that have their own.
+            seat: its place in a redundancy group; None = it is in none.
         """
         self.spec = spec
         self.due_ns: int | None = 0
@@ -112,6 +122,7 @@ class Feed:
         self._paused = False
         self._over = False
         self._tell = tell
+        self._seat = seat
         self._report: FeedReport | None = None  # the last one told
         self.fd: int | None = None  # of a live feed: readable when it is to be served, due or not
 
@@ -158,7 +169,7 @@ class Feed:
         if count:
             self._publish(source, batch, count, now_ns, publisher)
         self._note_progress(source, publisher)
-        self._note_report(source)
+        self._note_report(source, now_ns)
         if now_ns >= self._next_bar_ns:
             self._show_bar(source, now_ns)
         self.due_ns = source.next_due_ns
@@ -175,9 +186,11 @@ class Feed:
             print(text, file=sys.stderr, flush=True)
         self._next_bar_ns = now_ns + PROGRESS_EVERY_NS
 
-    def pause(self) -> None:
+    def pause(self, now_ns: int = 0) -> None:
         """Take nothing from the source until `resume`."""
         if not self._over:
+            if self._seat is not None:
+                self._seat.down(now_ns, "paused")
             self._paused, self.due_ns = True, None
             self._paused_flag.set(1)
             if getattr(self._source, "tells", False):
@@ -191,6 +204,8 @@ class Feed:
             self._paused_flag.set(0)
             if self._source is not None:
                 self._source.resume(now_ns)
+                if self._seat is not None:
+                    self._seat.up(now_ns)
 
     def stop(self, now_ns: int, publisher: Publisher) -> None:
         """The worker ends: close the source and say so."""
@@ -201,6 +216,12 @@ class Feed:
 
     def _make(self) -> Source:
         source = self._make_source()
+        if self._seat is not None and source.position is not None:
+            source.close()
+            raise SettingsError(
+                f"feed {self.spec.name}: group: a feed of source {self.spec.source!r} can't be in one, because it goes "
+                "on after a restart by counting what it has published"
+            )
         self.fd = getattr(source, "fd", None)
         self._seen = Progress()
         self._quality.forget()
@@ -215,6 +236,8 @@ class Feed:
         if getattr(source, "tells", False):
             return  # it is down until it says otherwise
         self._down_flag.set(0)
+        if self._seat is not None:
+            self._seat.up(now_ns)
         publisher.say(StatusCode.FEED_UP, self.spec, f"{self.spec.source} {self.spec.name}", now_ns)
 
     def _fail(self, error: Exception, now_ns: int, publisher: Publisher) -> None:
@@ -232,6 +255,8 @@ class Feed:
         )
         self._errors.add()
         self._down_flag.set(1)
+        if self._seat is not None:
+            self._seat.down(now_ns, reason)
         if self._source is not None:
             self._note_progress(self._source, publisher)
         self._close()
@@ -246,6 +271,8 @@ class Feed:
         log.info("feed %s: finished, %d records", self.spec.name, self._records.value)
         self._close()
         self._over = True
+        if self._seat is not None:
+            self._seat.down(now_ns, "finished")
         self._ended_flag.set(1)
         self._up_since_ns = 0
         publisher.say(StatusCode.FEED_DOWN, self.spec, "finished", now_ns)
@@ -264,6 +291,13 @@ class Feed:
         if kept == dropped:
             return  # the position stays as well: it moves only with what stands in the ring
         records = batch[dropped:kept]
+        if self._seat is not None:
+            passed = self._seat.filter(records, len(records), now_ns)
+            self._records.add(len(records) - passed)  # a standby's records are delivered, and counted, all the same
+            self._last_update_ns.set(now_ns)
+            if not passed:
+                return
+            records = records[:passed]
         writer = publisher.writer
         if source.position is None:
             writer.publish_batch(records)
@@ -298,13 +332,15 @@ class Feed:
         publisher.bytes_received.add(source.bytes_received - seen.bytes_received)
         self._seen = Progress(source.errors, source.gaps, source.bytes_received)
 
-    def _note_report(self, source: Source) -> None:
+    def _note_report(self, source: Source, now_ns: int) -> None:
         """Pass on how a live feed is, when it says something new."""
         report: FeedReport | None = getattr(source, "report", None)
         if report is None or report is self._report:
             return
         self._report = report
         self._down_flag.set(int(report.state not in DELIVERING))
+        if self._seat is not None:
+            self._seat.note(report, now_ns)
         if self._tell is not None:
             self._tell(report)
 

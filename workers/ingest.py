@@ -2,6 +2,7 @@
 
     receive -> decode      the source (workers/sources/)
     quality -> priority    workers/quality.py, in place on the batch
+    group                  workers/feed_group.py: of several feeds of one thing one publishes
     publish                one RingWriter.publish_batch for what one feed had due
 
 Started by the control process as `python -m workers.ingest` (workers/runtime.py); one worker writes one ring. The loop
@@ -27,6 +28,7 @@ from shm.ring import RingWriter
 from shm.status import Counter, ProcessStatus
 from workers.errors import SettingsError
 from workers.feed import Feed, Publisher
+from workers.feed_group import FeedGroup, restore_from_ring
 from workers.resume import FeedPosition
 from workers.runtime import MAX_WAIT_S, Runtime, main
 from workers.source import Source, SourceContext, check_source, open_source
@@ -70,8 +72,11 @@ class Ingest:
         self._batch = empty(min(settings.batch_slots, self._writer.depth_slots // 4))
         self._publisher = Publisher(self._writer, runtime.status)
         self._readable: list[int] = []  # descriptors of live feeds that have something
+        self._groups: dict[str, FeedGroup] = {}
         try:
             self._feeds = [self._make_feed(spec) for spec in settings.feeds]
+            if self._groups:
+                restore_from_ring([*self._groups.values()], settings.engine, settings.ring_id, time.time_ns())
             for feed in self._feeds:
                 if not feed.spec.added:  # of those that were, `serve` finds and says what can't work
                     feed.prepare()
@@ -86,6 +91,12 @@ class Ingest:
             self._publisher.resume_log, spec.feed_id, settings.engine, settings.ring_id
         )
         context = SourceContext(spec, self._tiers.intern, self._writer.epoch, _counters(runtime.status, fresh=fresh))
+        seat = None
+        if spec.group:
+            group = self._groups.get(spec.group)
+            if group is None:
+                group = self._groups[spec.group] = FeedGroup(spec.group, settings.redundancy, runtime.status)
+            seat = group.join(spec)
         return Feed(
             spec,
             _maker(context),
@@ -97,6 +108,7 @@ class Ingest:
             fresh=fresh,
             tell=runtime.reply,
             tiers=self._tiers,
+            seat=seat,
         )
 
     def run(self) -> None:
@@ -111,6 +123,10 @@ class Ingest:
             for feed in self._feeds:
                 if feed.due_ns is not None and (feed.due_ns <= now_ns or feed.fd in self._readable):
                     feed.serve(self._batch, now_ns, self._publisher)
+            for group in self._groups.values():
+                report = group.step(now_ns, self._publisher, self._instruments.symbol)
+                if report is not None:
+                    self._runtime.reply(report)
             self._sleep(now_ns)
 
     def close(self) -> None:
@@ -133,6 +149,9 @@ class Ingest:
         Returns at once if a feed has more at this moment, and as soon as a live feed's sockets have something.
         """
         due_ns = min((feed.due_ns for feed in self._feeds if feed.due_ns is not None), default=None)
+        for group in self._groups.values():
+            if due_ns is not None and group.due_ns is not None:
+                due_ns = min(due_ns, group.due_ns)
         fds = [feed.fd for feed in self._feeds if feed.fd is not None and feed.due_ns is not None]
         self._readable = []
         if due_ns is None:
@@ -157,12 +176,13 @@ class Ingest:
                 if not isinstance(command, RemoveFeed):
                     reply = Refused(request_id=command.request_id, error=f"no feed {command.feed_id} here")
             elif isinstance(command, PauseFeed):
-                feed.pause()
+                feed.pause(now_ns)
             elif isinstance(command, ResumeFeed):
                 feed.resume(now_ns)
             else:
                 self._feeds.remove(feed)
                 feed.stop(now_ns, self._publisher)
+                self._leave_group(feed.spec)
         else:
             reply = Refused(request_id=command.request_id, error="not a command for ingest")
         self._runtime.reply(reply)
@@ -178,11 +198,18 @@ class Ingest:
             feed = self._make_feed(command.feed, fresh=command.fresh)
             feed.prepare()
         except SettingsError as error:
+            self._leave_group(command.feed)
             return Refused(request_id=command.request_id, error=str(error), settings=True)
         except ShmFull as error:
+            self._leave_group(command.feed)
             return Refused(request_id=command.request_id, error=f"this worker hosts too many feeds: {error}")
         self._feeds.append(feed)
         return Done(request_id=command.request_id)
+
+    def _leave_group(self, spec: FeedSpec) -> None:
+        group = self._groups.get(spec.group)
+        if group is not None and group.leave(spec.feed_id):
+            del self._groups[spec.group]
 
 
 def run(runtime: Runtime[IngestSettings]) -> None:

@@ -26,6 +26,7 @@ cdef extern from "shm/include/tickengine.h" nogil:
         TK_FLAG_REPLAYED
         TK_FLAG_SYNTHETIC
         TK_FLAG_SNAPSHOT
+        TK_FLAG_GAP_BEFORE
         TK_FLAG_CONTINUES
         TK_PRIORITY_HIGH
         TK_PRIORITY_NORMAL

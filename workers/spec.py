@@ -32,6 +32,8 @@ EXIT_FAILED: Final = 1
 EXIT_BAD_SETTINGS: Final = 2
 EXIT_SHM: Final = 3
 
+MAX_GROUP_FEEDS: Final = 8  # feeds of one redundancy group
+
 EngineName = Annotated[str, Meta(pattern=r"^[a-z0-9-]{1,16}$")]
 Label = Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9._-]{0,30}$")]
 RingId = Annotated[int, Meta(ge=0, le=15)]
@@ -84,6 +86,8 @@ class FeedSpec(_Spec, frozen=True, kw_only=True):
     options: dict[str, Any] = {}  # the source's own settings; it refuses what it does not know
     added: bool = False  # over HTTP, not configured: settings that can't work fail the feed and not its worker
     paused: bool = False  # starts paused
+    group: Annotated[str, Meta(max_length=64)] = ""  # of feeds of the same instruments; empty = it is in none
+    rank: Annotated[int, Meta(ge=0, le=1000)] = 0  # within the group, 0 = preferred
 
 
 class QualitySettings(_Spec, frozen=True, kw_only=True):
@@ -101,6 +105,16 @@ class QualitySettings(_Spec, frozen=True, kw_only=True):
     memory_records: Positive = 64  # length of the running means, in records
 
 
+class RedundancySettings(_Spec, frozen=True, kw_only=True):
+    """When the feeds of a group take over from each other (workers/redundancy.py)."""
+
+    stale_ms: Annotated[float, Meta(ge=20, le=10_000)] = 250.0  # least patience with a silent feed
+    hold_s: NotNegative = 30.0  # a feed that is back must be healthy for so long before it publishes again
+    margin: Annotated[float, Meta(ge=0, le=1)] = 0.5  # a difference of health scores below this is none
+    switches_per_minute: Positive = 6  # beyond it only a feed that is lost or silent is left
+    backlog_records: Annotated[int, Meta(ge=64, le=1 << 20)] = 16_384  # kept of each standby (128 bytes each)
+
+
 class IngestSettings(WorkerSettings, frozen=True, kw_only=True):
     """workers.ingest: feeds into one ring."""
 
@@ -110,6 +124,7 @@ class IngestSettings(WorkerSettings, frozen=True, kw_only=True):
     batch_slots: Annotated[int, Meta(ge=16, le=65536)] = 2048  # records per publish at full speed (128 bytes each)
     quality: QualitySettings = QualitySettings()
     priorities: dict[str, Tier] = {}  # symbols whose quotes, levels and bars have another tier than their type's
+    redundancy: RedundancySettings = RedundancySettings()
     start_delay_s: NotNegative = 0.0  # from ready to the first record, for subscribers to connect
     min_wait_us: NotNegative = 200.0  # least pause between two polls of a paced feed: latency against CPU time
 
@@ -394,8 +409,32 @@ class FeedReport(Reply, frozen=True, kw_only=True, tag="feed_report"):
     at_ns: int = 0
 
 
+class GroupMember(Struct, frozen=True, kw_only=True):
+    """One feed of a redundancy group."""
+
+    feed_id: FeedId
+    role: Literal["active", "standby"]
+    condition: str  # a value of workers.redundancy.Condition
+    why: str = ""
+    withheld: int = 0  # records
+    symbols: tuple[str, ...] = ()  # that it publishes although another feed publishes the rest; some, if many
+    without: tuple[str, ...] = ()  # that others publish in its place
+
+
+class GroupReport(Reply, frozen=True, kw_only=True, tag="group_report"):
+    """Ingest only, unasked: who publishes in a redundancy group. Sent when that changes, and every second."""
+
+    group: str
+    members: tuple[GroupMember, ...]
+    switches: int = 0  # since the worker's start
+    last_switch: str = ""  # why
+    last_switch_ns: int = 0
+    held_back: bool = False  # a switch back waits because there were too many in a minute
+    at_ns: int = 0
+
+
 AnyCommand = Ping | Drain | PauseFeed | ResumeFeed | AddFeed | RemoveFeed | SetSubscriptions
-AnyReply = Hello | Done | Refused | FeedReport
+AnyReply = Hello | Done | Refused | FeedReport | GroupReport
 
 SettingsT = TypeVar("SettingsT", bound=WorkerSettings)
 

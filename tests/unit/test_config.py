@@ -12,8 +12,8 @@ from engine.access import read_tokens
 from engine.config import ENVIRONMENT, SECTIONS, gateway_port, load, parse_bytes
 from engine.errors import ConfigError
 from engine.manual import describe_key, render
-from engine.settings import Config, FeedSection, QualitySection
-from workers.spec import QualitySettings
+from engine.settings import Config, FeedSection, QualitySection, RedundancySection
+from workers.spec import QualitySettings, RedundancySettings
 
 
 def write(folder: Path, text: str) -> Path:
@@ -164,6 +164,7 @@ def test_sizes_in_words(text: str, expected: int) -> None:
 
 def test_quality_settings_are_those_of_the_ingest_worker_with_the_same_defaults() -> None:
     assert msgspec.structs.asdict(QualitySection()) == msgspec.structs.asdict(QualitySettings())
+    assert msgspec.structs.asdict(RedundancySection()) == msgspec.structs.asdict(RedundancySettings())
 
 
 def test_the_gateway_listens_beside_http_and_clashes_are_told() -> None:

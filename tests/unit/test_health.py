@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 
-from engine.health import Expected, FeedExpected, FeedWatch, Health, Limits, Verdict, feed_state, judge
+from engine.health import Check, Expected, FeedExpected, FeedWatch, Health, Limits, Verdict, feed_state, judge
 from engine.sample import FeedCounts, Sample
 from shm import _status
 from shm.histogram import HistogramView
 from shm.ring import ReaderInfo
 from shm.status import ProcessState, ProcessView, RingEntry
+from workers.spec import GroupMember, GroupReport
 
 LIMITS = Limits(heartbeat_timeout_s=1.0, stale_factor=5.0, stale_floor_s=2.0, first_data_s=10.0, latency_alert_ms=100.0)
 FEED = FeedExpected(feed_id=1, name="ticks", label="ingest-0")
@@ -110,6 +113,33 @@ def test_a_feed_that_delivers_is_healthy() -> None:
     health = verdict(sample(3, 30), watch)
     assert health.verdict is Verdict.HEALTHY
     assert health.active_feeds == 1
+
+
+def grouped(*members: GroupMember, **report: object) -> Check:
+    """The judgement of a group."""
+    told = GroupReport(group="g", members=members, **report)  # type: ignore[arg-type]
+    now = dataclasses.replace(sample(3, 30), groups={"g": told})
+    health = judge(now, now, workers=(RUNNING,), feeds=(FEED,), watch=watched((0, 0), (1, 30)), limits=LIMITS)
+    return next(check for check in health.checks if check.name == "group:g")
+
+
+def test_a_group_is_healthy_while_one_publishes_and_another_could() -> None:
+    active = GroupMember(feed_id=1, role="active", condition="ready")
+    ready = GroupMember(feed_id=2, role="standby", condition="ready")
+    out = GroupMember(feed_id=3, role="standby", condition="out", why="no answer")
+    check = grouped(active, ready, out, switches=2, last_switch="silent for 0.30 s")
+    assert check.verdict is Verdict.HEALTHY
+    assert check.why == (
+        "ticks publishes; standing by: feed 2 (ready), feed 3 (out: no answer); 2 switches, the last: silent for 0.30 s"
+    )
+    assert grouped(active, out).verdict is Verdict.DEGRADED
+    assert "no standby that could take over" in grouped(active, out).why
+    assert "no feed of it delivers" in grouped(GroupMember(feed_id=1, role="active", condition="out"), out).why
+    assert grouped(ready).why == "no feed of it delivers: nobody publishes"
+    elsewhere = GroupMember(feed_id=1, role="active", condition="ready", without=("A", "B", "C", "D"))
+    check = grouped(elsewhere, ready, held_back=True)
+    assert check.verdict is Verdict.DEGRADED
+    assert "on A, B, C and more it is silent, others publish; the way back waits" in check.why
 
 
 def test_a_feed_that_goes_silent_is_degraded_though_its_process_runs() -> None:

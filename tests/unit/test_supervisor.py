@@ -20,6 +20,7 @@ from workers.sources.replay import ReplayOptions
 from workers.spec import (
     MODULES,
     FanoutSettings,
+    FeedSpec,
     GatewaySettings,
     HistorianSettings,
     IngestSettings,
@@ -198,6 +199,37 @@ def test_the_replay_section_says_whether_files_are_merged(tmp_path: Path, merge:
     (feed,) = plan.feeds
     assert read_options(feed, ReplayOptions).merge is merge
     assert read_options(make_plan(load(None, {}, {"replay.files": ["a"]}), tmp_path).feeds[0], ReplayOptions).merge
+
+
+def test_feeds_of_one_group_go_to_one_worker(tmp_path: Path) -> None:
+    config = load(None, {}, {"workers.ingest": 3, "simulate.enabled": False})
+    sections = [("a", "g"), ("b", ""), ("c", ""), ("d", "h"), ("e", "g"), ("f", "h"), ("i", "")]
+    feeds = tuple(FeedSection(name=name, source="simulated", group=group, rank=2) for name, group in sections)
+    added = (FeedSpec(feed_id=1001, name="x", source="simulated", added=True, group="h"),)
+    plan = make_plan(msgspec.structs.replace(config, feeds=feeds), tmp_path, added)
+    hosted = [
+        [feed.name for feed in worker.settings.feeds]
+        for worker in plan.workers
+        if isinstance(worker.settings, IngestSettings)
+    ]
+    assert hosted == [["a", "e", "d", "f", "x"], ["b", "i"], ["c"]]
+    assert {(feed.group, feed.rank) for feed in plan.feeds if feed.name in "af"} == {("g", 2), ("h", 2)}
+
+
+@pytest.mark.parametrize(
+    ("feeds", "words"),
+    [
+        ((FeedSection(name="r", source="replay", group="g"),), r"\[\[feeds\]\] r: group: a replay can't be"),
+        (
+            tuple(FeedSection(name=f"f{number}", source="simulated", group="g") for number in range(9)),
+            r"\[\[feeds\]\] f8: group 'g' has more than 8 feeds",
+        ),
+    ],
+)
+def test_a_group_that_can_not_be_is_refused(feeds: tuple[FeedSection, ...], words: str, tmp_path: Path) -> None:
+    config = msgspec.structs.replace(load(None, {}), feeds=feeds)
+    with pytest.raises(ConfigError, match=words):
+        make_plan(config, tmp_path)
 
 
 def test_readers_hold_the_writers_back_only_for_replays_at_full_speed(tmp_path: Path) -> None:

@@ -49,6 +49,20 @@ def test_the_table_gives_reasons_only_where_there_is_something_to_say() -> None:
     assert table([], 0.0) == "no feed"
 
 
+@pytest.mark.parametrize(
+    ("told", "words"),
+    [
+        ({}, "- -"),
+        ({"group": "g", "rank": 1, "role": "standby"}, "g/1 standby"),
+        ({"group": "g", "rank": 0, "role": "active", "silent_here": ["A", "B"]}, "g/0 active but for A, B"),
+        ({"group": "g", "rank": 1, "role": "standby", "publishes_alone": ["A"]}, "g/1 standby, publishes A"),
+    ],
+)
+def test_the_table_shows_who_publishes_in_a_group(told: dict[str, Any], words: str) -> None:
+    line = table([{**FEED, **told}], 0.0).splitlines()[1]
+    assert " ".join(line.split()).endswith(f"websocket {words}")
+
+
 def test_a_refusal_is_told_in_the_engines_words() -> None:
     class Refuses(BaseHTTPRequestHandler):
         def do_GET(self) -> None:

@@ -357,11 +357,15 @@ def test_a_connection_that_says_nothing_at_all_is_made_again(samples: Path, feed
 def test_pongs_keep_a_quiet_connection_and_silence_of_its_symbols_is_stale(
     samples: Path, feeds: Callable[..., Feed]
 ) -> None:
-    with binance(Act(btc_messages(samples)[:200])) as venue:
+    with binance(Act()) as venue:
         feed = feeds(
             ("BTCUSDT",), ("trade", "quote"), venue="binance", url=venue.url, message_s=1.0, ping_s=0.2,
             stale_floor_s=1.5, stale_factor=1, stale_s=600,
         )  # fmt: skip
+        feed.until(lambda: venue.listeners, "the subscription")
+        for number, message in enumerate(btc_messages(samples)[:10], 1):  # pauses are told from one poll to the next
+            venue.push(message)
+            feed.until(lambda number=number: len(feed.market) == number, "each message")
         feed.until(lambda: feed.source.report.state == "stale", "staleness")
         assert len(venue.requests) == 1
         assert feed.codes() == [StatusCode.FEED_UP, StatusCode.FEED_DOWN]

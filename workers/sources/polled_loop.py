@@ -22,21 +22,47 @@ MAX_PAUSE_NS: Final = 50_000_000  # timers of the loop wait no longer than this 
 _CLOSING_TURNS: Final = 20
 
 
+class _Selector(selectors.DefaultSelector):
+    """The system's own; `found`: whether anything was ready when it was last asked."""
+
+    found = False
+
+    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+        """See `selectors.BaseSelector`."""
+        ready = super().select(timeout)
+        self.found = bool(ready)
+        return ready
+
+
 class PolledLoop:
     """See the module."""
 
     def __init__(self) -> None:
         """Make the loop; nothing runs yet."""
-        selector = selectors.DefaultSelector()
-        self._loop = asyncio.SelectorEventLoop(selector)
+        self._selector = _Selector()
+        self._loop = asyncio.SelectorEventLoop(self._selector)
         self._loop.set_exception_handler(lambda _loop, _context: None)  # tasks report what concerns them
         self._tasks: set[asyncio.Task[None]] = set()
-        self.fd: int = selector.fileno()  # epoll and kqueue have one
+        self.fd: int = self._selector.fileno()  # epoll and kqueue have one
 
     def turn(self) -> None:
-        """Run what is ready now; never waits."""
+        """Run what is ready now, and once more if sockets had something; never waits.
+
+        The second round is for the end of a connection, which is read in one and told in the next, although no
+        descriptor is readable any more. `unfinished` says that the second one has read something too.
+        """
+        self._round()
+        if self._selector.found:
+            self._round()
+
+    def _round(self) -> None:
         self._loop.call_soon(self._loop.stop)
         self._loop.run_forever()
+
+    @property
+    def unfinished(self) -> bool:
+        """Whether another turn is due at once, readable or not."""
+        return self._selector.found
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Start a coroutine; it runs in the turns that follow."""

@@ -135,7 +135,7 @@ class WebSocketSource:
                 self._look(now_ns)
                 count = self._drain(out, count, now_ns)
         self._note(now_ns)
-        if self._inbox or self._decoding is not None:
+        if self._inbox or self._decoding is not None or self._loop.unfinished:
             self.next_due_ns = now_ns
         else:
             due_ns = min(*(channel.due_ns for channel in self._channels), self._next_look_ns)

@@ -1,0 +1,575 @@
+# cython: boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False, freethreading_compatible=True
+"""What a redundancy group does with each record: publish, withhold, or drop as told already. For workers/redundancy.py alone.
+
+A *key* is one record type of one instrument. For each the board knows who publishes it, the newest event published (the
+*mark*), the mark at the last switch (the *fence*), and which events a standby has had that the publisher has not answered.
+
+    record of the publisher    not beyond the fence: dropped, the feed before it has told that. Else kept; moves the mark
+    record of another member   into that member's backlog, a ring: the oldest goes when it is full
+    beyond a mark or fence     by trade id where both have the same venue and ids, else by event time; quotes to which
+                               their venue gives no time (it is that of receipt then) by its sequence number, for a second
+
+It decides nothing and reads no clock: who publishes is set from outside, times are passed in (ns).
+"""
+
+from cpython.buffer cimport PyBUF_SIMPLE, PyBUF_WRITABLE, Py_buffer, PyBuffer_Release, PyObject_GetBuffer
+from libc.math cimport exp2
+from libc.stdint cimport INT64_MIN, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdlib cimport calloc, free, malloc, realloc
+from libc.string cimport memcpy, memset
+
+from workers.record cimport *
+
+from shm.layout import empty
+
+cdef enum:
+    KINDS = 8                  # record types, 0 unused
+    MEMBERS = 8
+    FOLLOWS = 255              # the key's publisher is the group's
+    ID_LIMIT = 1 << 24         # beyond any instrument table: such ids share one key a type
+    BELIEVE_AFTER = 64         # trade ids behind the mark in a row: the venue has begun to count again
+    LEARNED_AFTER = 3          # answers after which a member's waits are known
+
+cdef int64_t ID_SPAN_NS = 60000000000     # a trade id says nothing about trades that are further apart than this
+cdef int64_t QUOTE_SPAN_NS = 1000000000   # nor a sequence number about quotes: it might be its connection's alone
+cdef int64_t FUTURE_NS = 5000000000       # an event time further ahead of the clock than this is no mark
+cdef double HALF_LIFE_NS = 300e9
+cdef int64_t LONGEST_PAUSE_NS = 10000000000
+
+MAX_MEMBERS = MEMBERS
+FOLLOW = FOLLOWS
+
+cdef struct Pulse:             # of one member, for a key or the whole group
+    int64_t heard_ns           # its last record
+    int64_t learned_ns         # when `longest_ns` was last brought up to date
+    double longest_ns          # longest wait for its answer, fading by half in five minutes
+    uint32_t answers
+    uint32_t spare
+
+cdef struct Key:
+    int64_t mark_ts
+    uint64_t mark_id
+    uint64_t mark_venue
+    int64_t fence_ts
+    uint64_t fence_id
+    uint64_t fence_venue
+    int64_t fresh_ts           # newest event of a standby that the publisher has not answered
+    int64_t lost_ts            # newest event that a full backlog let go of before anybody published it
+    uint32_t instrument_id
+    uint32_t generation        # of the last switch that concerned it
+    uint16_t back_run          # trade ids behind the mark, one after the other
+    uint8_t unanswered         # events, at most 2 counted
+    uint8_t active             # a member, or FOLLOWS
+    uint8_t kind
+    uint8_t cut                # a book whose next change comes of another feed than the one before
+    uint8_t spare[6]
+    Pulse pulses[MEMBERS]
+
+cdef struct Backlog:
+    tk_record *records
+    uint64_t written           # since ever
+    uint64_t withheld
+
+
+cdef inline uint64_t venue_of(const tk_record *record) noexcept nogil:
+    cdef uint64_t venue
+    memcpy(&venue, record.venue, 8)
+    return venue
+
+
+cdef inline int64_t event_ns(const tk_record *record) noexcept nogil:
+    return record.ts_event if record.ts_event != 0 else record.ts_receive
+
+
+cdef inline uint64_t identity_of(const tk_record *record) noexcept nogil:
+    if record.record_type == TK_TYPE_TRADE or record.record_type == TK_TYPE_TICK:
+        return record.tick.trade_id
+    if record.record_type == TK_TYPE_QUOTE and event_ns(record) == record.ts_receive:
+        return record.source_sequence
+    return 0
+
+
+cdef inline bint beyond(const tk_record *record, int64_t ts, uint64_t identity, uint64_t venue) noexcept nogil:
+    """Whether the record tells of an event after the one described by the other arguments."""
+    cdef uint64_t own = identity_of(record)
+    cdef int64_t span = QUOTE_SPAN_NS if record.record_type == TK_TYPE_QUOTE else ID_SPAN_NS
+    if own != 0 and identity != 0 and venue == venue_of(record) and event_ns(record) <= ts + span:
+        return own > identity
+    return event_ns(record) > ts
+
+
+cdef inline void learn(Pulse *pulse, int64_t wait_ns, int64_t now_ns) noexcept nogil:
+    if now_ns - pulse.learned_ns > 1000000000:
+        if pulse.longest_ns > 0:
+            pulse.longest_ns *= exp2(-<double>(now_ns - pulse.learned_ns) / HALF_LIFE_NS)
+        pulse.learned_ns = now_ns
+    if wait_ns > pulse.longest_ns:
+        pulse.longest_ns = <double>wait_ns
+    if pulse.answers < LEARNED_AFTER:
+        pulse.answers += 1
+
+
+cdef class Board:
+    """The keys and backlogs of one group of at most MAX_MEMBERS members, numbered from 0.
+
+    Attributes:
+        active: the member that publishes; set by `switch`.
+        standby: records withheld so far, duplicates: dropped as told already, lost: let go of by a full backlog before
+        anybody had published them.
+    """
+
+    cdef Key *_keys
+    cdef int64_t *_pending            # parallel to keys: when a standby had its second unanswered event; 0 = never
+    cdef uint32_t _count, _room
+    cdef uint32_t *_index             # instrument id * KINDS + type -> key + 1
+    cdef uint32_t _indexed            # instruments
+    cdef uint32_t _index_none[KINDS]
+    cdef Backlog _backlogs[MEMBERS]
+    cdef uint32_t _depth
+    cdef uint32_t _generation
+    cdef Pulse _pulses[MEMBERS]       # of the group
+    cdef double _pause_ns[MEMBERS]    # longest pause between two batches of a member, fading
+    cdef int64_t _group_pending
+    cdef uint8_t _group_unanswered
+    cdef uint32_t _pending_keys
+    cdef readonly int active
+    cdef readonly uint64_t standby, duplicates, lost
+
+    def __cinit__(self, *, uint32_t backlog_records):
+        if backlog_records < 1:
+            raise ValueError("backlog_records must be at least 1")
+        self._depth = backlog_records
+
+    def __dealloc__(self):
+        cdef int member
+        free(self._keys)
+        free(self._pending)
+        free(self._index)
+        for member in range(MEMBERS):
+            free(self._backlogs[member].records)
+
+    cdef Key *_key(self, const tk_record *record) noexcept nogil:
+        """The record's key, made when first met; NULL = no memory."""
+        cdef uint32_t kind = record.record_type & (KINDS - 1), wanted
+        cdef uint32_t *entry
+        cdef uint32_t *grown
+        if record.instrument_id < ID_LIMIT:
+            if record.instrument_id >= self._indexed:
+                wanted = self._indexed if self._indexed else 256
+                while wanted <= record.instrument_id:
+                    wanted *= 2
+                grown = <uint32_t *>realloc(self._index, <size_t>wanted * KINDS * sizeof(uint32_t))
+                if grown == NULL:
+                    return NULL
+                memset(grown + <size_t>self._indexed * KINDS, 0,
+                       <size_t>(wanted - self._indexed) * KINDS * sizeof(uint32_t))
+                self._index = grown
+                self._indexed = wanted
+            entry = &self._index[<size_t>record.instrument_id * KINDS + kind]
+        else:
+            entry = &self._index_none[kind]
+        if entry[0] == 0 and not self._make(entry, record, <uint8_t>kind):
+            return NULL
+        return &self._keys[entry[0] - 1]
+
+    cdef bint _make(self, uint32_t *entry, const tk_record *record, uint8_t kind) noexcept nogil:
+        cdef uint32_t room
+        cdef void *keys
+        cdef void *pending
+        cdef Key *key
+        if self._count == self._room:
+            room = self._room * 2 if self._room else 64
+            keys = realloc(self._keys, room * sizeof(Key))
+            if keys == NULL:
+                return False
+            self._keys = <Key *>keys
+            pending = realloc(self._pending, room * sizeof(int64_t))
+            if pending == NULL:
+                return False
+            self._pending = <int64_t *>pending
+            self._room = room
+        key = &self._keys[self._count]
+        memset(key, 0, sizeof(Key))
+        key.mark_ts = key.fence_ts = key.fresh_ts = key.lost_ts = INT64_MIN
+        key.instrument_id = record.instrument_id
+        key.kind = kind
+        key.active = FOLLOWS
+        self._pending[self._count] = 0
+        self._count += 1
+        entry[0] = self._count
+        return True
+
+    cdef inline void _mark(self, Key *key, const tk_record *record, int64_t now_ns) noexcept nogil:
+        cdef int64_t ts = event_ns(record)
+        cdef uint64_t identity = identity_of(record), venue
+        if ts > now_ns + FUTURE_NS:
+            ts = now_ns + FUTURE_NS
+        if ts > key.mark_ts:
+            key.mark_ts = ts
+        if identity == 0:
+            return
+        venue = venue_of(record)
+        if venue != key.mark_venue or identity > key.mark_id:
+            key.mark_venue, key.mark_id, key.back_run = venue, identity, 0
+            return
+        key.back_run += 1
+        if key.back_run >= BELIEVE_AFTER:
+            key.mark_id, key.back_run = identity, 0
+
+    cdef inline void _settle(self, Key *key) noexcept nogil:
+        """Nothing is unanswered there."""
+        cdef Py_ssize_t at = key - self._keys
+        if self._pending[at]:
+            self._pending[at] = 0
+            self._pending_keys -= 1
+        key.unanswered = 0
+        key.fresh_ts = INT64_MIN
+
+    cdef inline void _answered(self, Key *key, int member, int64_t now_ns) noexcept nogil:
+        """The publisher of a key has said something."""
+        cdef int64_t pending = self._pending[key - self._keys]
+        learn(&key.pulses[member], now_ns - pending if pending else 0, now_ns)
+        if key.unanswered:
+            self._settle(key)
+        if key.active == FOLLOWS:
+            learn(&self._pulses[member], now_ns - self._group_pending if self._group_pending else 0, now_ns)
+            self._group_unanswered, self._group_pending = 0, 0
+
+    cdef inline void _ahead(self, Key *key, const tk_record *record, int64_t now_ns) noexcept nogil:
+        """A standby has an event that the publisher of its key has not told. Of a single one nothing is thought."""
+        cdef int64_t ts = event_ns(record)
+        if ts <= key.fresh_ts:
+            return
+        key.fresh_ts = ts
+        if key.unanswered < 2:
+            key.unanswered += 1
+            if key.unanswered == 2:
+                self._pending[key - self._keys] = now_ns
+                self._pending_keys += 1
+        if key.active == FOLLOWS and self._group_unanswered < 2:
+            self._group_unanswered += 1
+            if self._group_unanswered == 2:
+                self._group_pending = now_ns
+
+    cdef inline bint _withhold(self, int member, const tk_record *record) noexcept nogil:
+        cdef Backlog *backlog = &self._backlogs[member]
+        cdef tk_record *slot
+        cdef Key *key
+        if backlog.records == NULL:
+            backlog.records = <tk_record *>malloc(<size_t>self._depth * sizeof(tk_record))
+            if backlog.records == NULL:
+                return False
+        slot = &backlog.records[backlog.written % self._depth]
+        if backlog.written >= self._depth:
+            key = self._key(slot)
+            if (key.active if key.active != FOLLOWS else self.active) != member and beyond(
+                slot, key.mark_ts, key.mark_id, key.mark_venue
+            ):
+                self.lost += 1
+                if event_ns(slot) > key.lost_ts:
+                    key.lost_ts = event_ns(slot)
+        memcpy(slot, record, sizeof(tk_record))
+        backlog.written += 1
+        backlog.withheld += 1
+        self.standby += 1
+        return True
+
+    def filter(self, records, Py_ssize_t count, int member, int64_t now_ns):
+        """What of records[:count], which `member` has delivered, is to be published: moved to the start of the array, in
+        order; returns how many. Status records always are. `records` as for `Checker.check` (workers/_quality.pyx)."""
+        cdef Py_buffer view
+        cdef tk_record *batch
+        cdef tk_record *record
+        cdef Key *key
+        cdef Py_ssize_t i, kept = 0
+        cdef int64_t pause
+        cdef int owner
+        cdef bint no_room = False, first = True
+        if not 0 <= member < MEMBERS:
+            raise ValueError(f"member {member}: there are {MEMBERS}")
+        PyObject_GetBuffer(records, &view, PyBUF_SIMPLE | PyBUF_WRITABLE)
+        if count < 0 or count * <Py_ssize_t>sizeof(tk_record) > view.len:
+            PyBuffer_Release(&view)
+            raise ValueError(f"count is {count}, the array holds {view.len // sizeof(tk_record)} records")
+        batch = <tk_record *>view.buf
+        with nogil:
+            for i in range(count):
+                record = &batch[i]
+                if record.record_type != TK_TYPE_STATUS:
+                    if first:
+                        first = False
+                        self._note_pause(member, now_ns)
+                    key = self._key(record)
+                    if key == NULL:
+                        no_room = True
+                        break
+                    key.pulses[member].heard_ns = now_ns
+                    owner = key.active if key.active != FOLLOWS else self.active
+                    if owner != member:
+                        if not record.flags & (TK_FLAG_SNAPSHOT | TK_FLAG_BACKFILLED) and beyond(
+                            record, key.mark_ts, key.mark_id, key.mark_venue
+                        ):
+                            self._ahead(key, record, now_ns)
+                        if not self._withhold(member, record):
+                            no_room = True
+                            break
+                        continue
+                    self._answered(key, member, now_ns)
+                    if not beyond(record, key.fence_ts, key.fence_id, key.fence_venue) and not begins_book(record):
+                        self.duplicates += 1
+                        continue
+                    self._mark(key, record, now_ns)
+                    if key.cut:
+                        record.flags |= TK_FLAG_GAP_BEFORE
+                        key.cut = 0
+                if kept != i:
+                    memcpy(&batch[kept], record, sizeof(tk_record))
+                kept += 1
+        PyBuffer_Release(&view)
+        if no_room:
+            raise MemoryError("no memory for the state of a redundancy group")
+        return kept
+
+    cdef inline void _note_pause(self, int member, int64_t now_ns) noexcept nogil:
+        cdef Pulse *pulse = &self._pulses[member]
+        cdef int64_t pause = now_ns - pulse.heard_ns
+        if pulse.heard_ns:
+            if pause > 1000000000:
+                self._pause_ns[member] *= exp2(-<double>pause / HALF_LIFE_NS)
+            if pause > LONGEST_PAUSE_NS:
+                pause = LONGEST_PAUSE_NS
+            if pause > self._pause_ns[member]:
+                self._pause_ns[member] = <double>pause
+        pulse.heard_ns = now_ns
+
+    def restore(self, records, Py_ssize_t count, int64_t now_ns):
+        """records[:count] were published before this process began: move the marks, and fence all keys behind them."""
+        cdef Py_buffer view
+        cdef tk_record *batch
+        cdef Key *key
+        cdef Py_ssize_t i
+        cdef uint32_t at
+        PyObject_GetBuffer(records, &view, PyBUF_SIMPLE)
+        batch = <tk_record *>view.buf
+        try:
+            if count < 0 or count * <Py_ssize_t>sizeof(tk_record) > view.len:
+                raise ValueError(f"count is {count}, the array holds {view.len // sizeof(tk_record)} records")
+            for i in range(count):
+                if batch[i].record_type == TK_TYPE_STATUS:
+                    continue
+                key = self._key(&batch[i])
+                if key == NULL:
+                    raise MemoryError("no memory for the state of a redundancy group")
+                self._mark(key, &batch[i], now_ns)
+        finally:
+            PyBuffer_Release(&view)
+        for at in range(self._count):
+            self._fence(&self._keys[at])
+
+    cdef int _fence(self, Key *key) noexcept nogil:
+        """What comes next of the key must lie beyond what was published. Returns 1 if something before it is lost."""
+        cdef int hole = key.lost_ts > key.mark_ts
+        key.fence_ts, key.fence_id, key.fence_venue = key.mark_ts, key.mark_id, key.mark_venue
+        key.generation = self._generation
+        key.lost_ts = INT64_MIN
+        key.cut = hole or (key.kind == TK_TYPE_LEVEL2 and key.mark_ts != INT64_MIN)
+        self._settle(key)
+        return hole
+
+    def refence(self):
+        """The publisher has connected anew: what it tells again is not published again."""
+        cdef uint32_t at
+        for at in range(self._count):
+            if self._keys[at].active == FOLLOWS:
+                self._fence(&self._keys[at])
+        self._group_unanswered, self._group_pending = 0, 0
+
+    def switch(self, int member):
+        """From now on `member` publishes every key that has no publisher of its own.
+
+        Returns of how many keys events are lost that no backlog holds any more. Call `release(member)` next.
+        """
+        cdef uint32_t at
+        cdef int holes = 0
+        cdef Key *key
+        if not 0 <= member < MEMBERS:
+            raise ValueError(f"member {member}: there are {MEMBERS}")
+        self._generation += 1
+        for at in range(self._count):
+            key = &self._keys[at]
+            if key.active == member:
+                key.active = FOLLOWS  # it has published this all along
+                self._settle(key)
+            elif key.active == FOLLOWS and self.active != member:
+                holes += self._fence(key)
+        self.active = member
+        self._group_unanswered, self._group_pending = 0, 0
+        return holes
+
+    def begin(self):
+        """Some keys are about to get other publishers (`assign`), each released afterwards."""
+        self._generation += 1
+
+    def assign(self, uint32_t number, int member):
+        """A key's publisher is `member` from now on; FOLLOW = the group's. Returns 1 if something of it is lost."""
+        cdef Key *key
+        cdef int before, after, hole = 0
+        if number >= self._count:
+            raise IndexError(f"key {number}: there are {self._count}")
+        if not (0 <= member < MEMBERS or member == FOLLOWS):
+            raise ValueError(f"member {member}: there are {MEMBERS}")
+        key = &self._keys[number]
+        before = key.active if key.active != FOLLOWS else self.active
+        after = member if member != FOLLOWS else self.active
+        key.active = <uint8_t>(FOLLOWS if after == self.active else after)
+        if before != after:
+            hole = self._fence(key)
+        return hole
+
+    def release(self, int member):
+        """What `member` has withheld of the keys that the last switch gave to it, and lies beyond their fences.
+
+        A RECORD array, in order of arrival, flagged BACKFILLED; it counts as published now.
+        """
+        cdef Backlog *backlog
+        cdef uint64_t first, at
+        cdef uint32_t found = 0
+        cdef tk_record *record
+        cdef tk_record *target
+        cdef Py_buffer view
+        cdef Key *key
+        if not 0 <= member < MEMBERS:
+            raise ValueError(f"member {member}: there are {MEMBERS}")
+        backlog = &self._backlogs[member]
+        first = backlog.written - self._depth if backlog.written > self._depth else 0
+        for at in range(first, backlog.written):
+            found += self._is_due(member, &backlog.records[at % self._depth])
+        out = empty(found)
+        if not found:
+            return out
+        PyObject_GetBuffer(out, &view, PyBUF_SIMPLE | PyBUF_WRITABLE)
+        target = <tk_record *>view.buf
+        for at in range(first, backlog.written):
+            record = &backlog.records[at % self._depth]
+            if self._is_due(member, record):
+                memcpy(target, record, sizeof(tk_record))
+                target.flags |= TK_FLAG_BACKFILLED
+                key = self._key(record)
+                if key.cut:
+                    target.flags |= TK_FLAG_GAP_BEFORE
+                    key.cut = 0
+                self._mark(key, record, record.ts_receive)
+                target += 1
+        PyBuffer_Release(&view)
+        return out
+
+    cdef bint _is_due(self, int member, const tk_record *record) noexcept nogil:
+        cdef Key *key = self._key(record)
+        cdef int owner = key.active if key.active != FOLLOWS else self.active
+        return (owner == member and key.generation == self._generation
+                and beyond(record, key.fence_ts, key.fence_id, key.fence_venue))
+
+    def forget(self, int member):
+        """The member has left; its number may be another's next. Returns the keys that it had published by itself."""
+        cdef uint32_t at
+        found = []
+        if not 0 <= member < MEMBERS:
+            raise ValueError(f"member {member}: there are {MEMBERS}")
+        for at in range(self._count):
+            memset(&self._keys[at].pulses[member], 0, sizeof(Pulse))
+            if self._keys[at].active == member:
+                found.append(at)
+        memset(&self._pulses[member], 0, sizeof(Pulse))
+        self._pause_ns[member] = 0
+        free(self._backlogs[member].records)
+        memset(&self._backlogs[member], 0, sizeof(Backlog))
+        return found
+
+    def late(self, int64_t now_ns, int64_t least_ns, int64_t unlearned_ns):
+        """Keys whose publisher owes an answer for too long: [(key, instrument, type, publisher, who has it, waited ns)].
+
+        Too long: twice its longest wait lately and at least `least_ns`; `unlearned_ns` where that is not known yet.
+        `who has it` has a bit for each member heard of since the publisher.
+        """
+        cdef uint32_t at
+        cdef int owner, member, who
+        cdef Key *key
+        cdef Pulse *pulse
+        cdef int64_t allowed
+        found = []
+        if not self._pending_keys:
+            return found
+        for at in range(self._count):
+            if not self._pending[at] or now_ns - self._pending[at] <= least_ns:
+                continue
+            key = &self._keys[at]
+            owner = key.active if key.active != FOLLOWS else self.active
+            pulse = &key.pulses[owner]
+            allowed = self._allowed(pulse, least_ns, unlearned_ns)
+            if now_ns - self._pending[at] <= allowed:
+                continue
+            who = 0
+            for member in range(MEMBERS):
+                if key.pulses[member].heard_ns > pulse.heard_ns:
+                    who |= 1 << member
+            found.append((at, key.instrument_id, key.kind, owner, who, now_ns - self._pending[at]))
+        return found
+
+    cdef inline int64_t _allowed(self, Pulse *pulse, int64_t least_ns, int64_t unlearned_ns) noexcept nogil:
+        cdef int64_t usual = <int64_t>(2 * pulse.longest_ns)
+        if pulse.answers < LEARNED_AFTER:
+            return unlearned_ns
+        return usual if usual > least_ns else least_ns
+
+    def overdue_ns(self, int64_t now_ns, int64_t least_ns, int64_t unlearned_ns):
+        """For how long the group's publisher owes an answer, whatever the key; 0 = not for too long. See `late`."""
+        if not self._group_pending:
+            return 0
+        waited = now_ns - self._group_pending
+        return waited if waited > self._allowed(&self._pulses[self.active], least_ns, unlearned_ns) else 0
+
+    @property
+    def owed(self):
+        """Whether any publisher owes an answer."""
+        return self._group_pending != 0 or self._pending_keys != 0
+
+    def heard_ns(self, int member):
+        """When the member delivered last, ns; 0 = never."""
+        return self._pulses[member & (MEMBERS - 1)].heard_ns
+
+    def pause_ns(self, int member):
+        """Its longest pause lately, ns, at most ten seconds."""
+        return self._pause_ns[member & (MEMBERS - 1)]
+
+    def withheld(self, int member):
+        """How many of its records were withheld."""
+        return self._backlogs[member & (MEMBERS - 1)].withheld
+
+    def key_heard_ns(self, uint32_t number, int member):
+        """When the member last delivered a record of the key, ns; 0 = never."""
+        if number >= self._count:
+            raise IndexError(f"key {number}: there are {self._count}")
+        return self._keys[number].pulses[member & (MEMBERS - 1)].heard_ns
+
+    def key_allowed_ns(self, uint32_t number, int member, int64_t least_ns, int64_t unlearned_ns):
+        """How long the member may owe an answer there."""
+        if number >= self._count:
+            raise IndexError(f"key {number}: there are {self._count}")
+        return self._allowed(&self._keys[number].pulses[member & (MEMBERS - 1)], least_ns, unlearned_ns)
+
+    def mark(self, uint32_t instrument_id, int kind):
+        """(event time, trade id or 0) of the newest that was published of an instrument and type; None = nothing."""
+        cdef uint32_t at
+        for at in range(self._count):
+            if self._keys[at].instrument_id == instrument_id and self._keys[at].kind == kind:
+                if self._keys[at].mark_ts == INT64_MIN:
+                    return None
+                return self._keys[at].mark_ts, self._keys[at].mark_id
+        return None
+
+
+cdef inline bint begins_book(const tk_record *record) noexcept nogil:
+    """Part of a picture of a whole book: needed whatever its time."""
+    if record.record_type != TK_TYPE_LEVEL2:
+        return False
+    return record.flags & TK_FLAG_SNAPSHOT or record.level2.action == TK_ACTION_CLEAR
