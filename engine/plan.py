@@ -255,6 +255,7 @@ def make_plan(
                     redundancy=RedundancySettings(**msgspec.structs.asdict(config.redundancy)),
                     start_delay_s=config.engine.start_delay_s,
                     min_wait_us=wait_us,
+                    folder=str(data_folder(config)),
                 ),
                 ingest_words(group, ingest_rings[index]),
             )

@@ -22,6 +22,7 @@ MAX_LINE_BYTES: Final = 8192
 LINES_PER_SECOND: Final = 200
 
 # Not for children: secrets, and the line to systemd, which only the control process may use.
+_VENDOR_KEYS: Final = "*_api_key*"  # credentials that the sources of ingest workers ask for
 _WITHHELD: Final = (
     "TICKENGINE_HTTP_TOKEN",
     "TICKENGINE_WEBHOOK_SECRET",
@@ -168,8 +169,17 @@ class LineBuffer:
 
 
 def worker_environment(env: Mapping[str, str], math_threads: int) -> dict[str, str]:
-    """The environment of the workers: ours without secrets, and with the folder in which `workers` is to be found."""
+    """The environment of the workers: ours without secrets, and with the folder in which `workers` is to be found.
+
+    Keys of data vendors are for them: systemd's credential fred_api_key is their FRED_API_KEY, unless that is set.
+    """
     chosen = {key: value for key, value in env.items() if key not in _WITHHELD}
+    credentials = env.get("CREDENTIALS_DIRECTORY")
+    for path in sorted(Path(credentials).glob(_VENDOR_KEYS)) if credentials else ():
+        try:
+            chosen.setdefault(path.name.upper(), path.read_text().strip())
+        except (OSError, UnicodeDecodeError):
+            continue  # the source that wants it says that it is missing
     chosen["OPENBLAS_NUM_THREADS"] = chosen["OMP_NUM_THREADS"] = str(math_threads)
     chosen["PYTHONUNBUFFERED"] = "1"
     spec = find_spec("workers")

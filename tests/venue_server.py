@@ -119,8 +119,7 @@ class VenueServer:
     async def _serve(self) -> None:
         app = web.Application()
         app.router.add_get("/ws", self._connect)
-        app.router.add_get("/depth", self._depth)
-        app.router.add_get("/depth/{symbol}/", self._depth)
+        self.add_routes(app)
         runner = web.AppRunner(app, shutdown_timeout=0.1)
         await runner.setup()
         site = web.TCPSite(runner, "127.0.0.1", 0)
@@ -129,6 +128,11 @@ class VenueServer:
         self._started.set()
         await self._stop.wait()
         await runner.cleanup()
+
+    def add_routes(self, app: web.Application) -> None:
+        """What it serves besides the WebSocket."""
+        app.router.add_get("/depth", self._depth)
+        app.router.add_get("/depth/{symbol}/", self._depth)
 
     async def _depth(self, request: web.Request) -> web.Response:
         self.fetched.append(str(request.rel_url))

@@ -29,7 +29,7 @@ from shm.status import Counter, ProcessStatus
 from workers.errors import SettingsError
 from workers.feed import Feed, Publisher
 from workers.feed_group import FeedGroup, restore_from_ring
-from workers.resume import FeedPosition
+from workers.resume import FeedPosition, feed_records
 from workers.runtime import MAX_WAIT_S, Runtime, main
 from workers.source import Source, SourceContext, check_source, open_source
 from workers.spec import (
@@ -90,7 +90,14 @@ class Ingest:
         published_already = position.recover(
             self._publisher.resume_log, spec.feed_id, settings.engine, settings.ring_id
         )
-        context = SourceContext(spec, self._tiers.intern, self._writer.epoch, _counters(runtime.status, fresh=fresh))
+        context = SourceContext(
+            spec,
+            self._tiers.intern,
+            self._writer.epoch,
+            _counters(runtime.status, fresh=fresh),
+            settings.folder,
+            lambda: feed_records(settings.engine, settings.ring_id, spec.feed_id),
+        )
         seat = None
         if spec.group:
             group = self._groups.get(spec.group)

@@ -30,13 +30,18 @@ a change of the feed's settings: `feed.ID.input` tells them apart, and the feed 
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Iterator
+from typing import Final, NamedTuple
 from zlib import crc32
 
-from shm.layout import RecordType, StatusCode, empty
+import numpy as np
+
+from shm.layout import RECORD_SIZE_BYTES, RecordType, StatusCode, empty
 from shm.ring import RingReader
 from shm.status import ProcessStatus
 from workers.spec import FeedSpec, encode_feed
+
+_PIECE: Final = 8192  # records
 
 
 class Entry(NamedTuple):
@@ -135,3 +140,21 @@ def count_published(entry: Entry, engine: str, ring_id: int) -> int:
             return entry.records
     restarts = (out["record_type"][:count] == RecordType.STATUS) & (out["code"][:count] == StatusCode.WRITER_RESTARTED)
     return int(restarts.argmax()) if restarts.any() else count
+
+
+def feed_records(engine: str, ring_id: int, feed_id: int) -> Iterator[np.ndarray]:
+    """What the ring holds of one feed at the moment of the first piece, status records apart; oldest first.
+
+    For sources that keep their own account of what they have published (workers/sources/polled.py).
+    """
+    out = empty(_PIECE)
+    with RingReader.attach(engine, ring_id, start="oldest", label="resume", register=False) as reader:
+        end = reader.published
+        while reader.sequence <= end:
+            got = reader.read(out)
+            if got == 0:
+                return
+            mine = (out["feed_id"][:got] == feed_id) & (out["record_type"][:got] != RecordType.STATUS)
+            if mine.any():
+                rows = out[:got].view(np.uint8).reshape(-1, RECORD_SIZE_BYTES)[mine]
+                yield rows.reshape(-1).view(out.dtype)

@@ -8,7 +8,7 @@ records. New kinds are added to SOURCES by name; options they do not know are re
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, Final, Protocol, TypeVar
@@ -20,12 +20,16 @@ from shm.status import Counter
 from workers.errors import SettingsError
 from workers.spec import FeedReport, FeedSpec
 
-# Name of a source in settings -> module and class that make it. A module is imported when a feed names it.
+# Name of a source in settings -> module, and the class or function in it that makes one. A module is imported when a
+# feed names it.
 SOURCES: Final[dict[str, tuple[str, str]]] = {
     "simulated": ("workers.sources.simulated", "SimulatedSource"),
     "replay": ("workers.sources.replay", "ReplaySource"),
     "websocket": ("workers.sources.websocket", "WebSocketSource"),
     "multicast": ("workers.sources.multicast", "MulticastSource"),
+    "alpha_vantage": ("workers.sources.alpha_vantage", "open_alpha_vantage"),
+    "fred": ("workers.sources.fred", "open_fred"),
+    "yahoo": ("workers.sources.yahoo", "open_yahoo"),
     "ibkr": ("workers.sources.ibkr", "IbkrSource"),
 }
 
@@ -92,12 +96,17 @@ class SourceContext:
             restarted simulation does not repeat itself.
         counter: makes or finds a counter of the worker by name (shm.status.ProcessStatus.counter); it outlives a killed
             worker. None: nobody reads them.
+        folder: the engine's folder under the data directory; "" = there is none, and nothing outlives the process.
+        published: records of this feed that stand in the ring (dtype RECORD), oldest first, piece by piece: what a
+            worker that was killed had published last. None: there is no ring.
     """
 
     spec: FeedSpec
     intern: Callable[[str], int]
     epoch: int = 0
     counter: Callable[[str], Counter] | None = None
+    folder: str = ""
+    published: Callable[[], Iterator[np.ndarray]] | None = None
 
 
 def open_source(context: SourceContext) -> Source:

@@ -289,6 +289,17 @@ def test_workers_get_no_secrets_and_no_line_to_systemd() -> None:
     assert not {"TICKENGINE_HTTP_TOKEN", "NOTIFY_SOCKET", "WATCHDOG_USEC"} & set(chosen)
 
 
+def test_workers_get_the_keys_of_data_vendors_from_credentials(tmp_path: Path) -> None:
+    (tmp_path / "fred_api_key").write_text("from the credential\n")
+    (tmp_path / "alpha_vantage_api_key").write_text("not this one")
+    (tmp_path / "http_token").write_text("secret")
+    env = {"CREDENTIALS_DIRECTORY": str(tmp_path), "ALPHA_VANTAGE_API_KEY": "from the environment"}
+    chosen = worker_environment(env, 2)
+    assert chosen["FRED_API_KEY"] == "from the credential"
+    assert chosen["ALPHA_VANTAGE_API_KEY"] == "from the environment"
+    assert not {"CREDENTIALS_DIRECTORY", "HTTP_TOKEN"} & set(chosen)
+
+
 def test_lines_come_whole_however_the_output_is_cut() -> None:
     text = "one\ntwo äöü\nlast without end".encode()
     for size in (1, 2, 3, 7, len(text)):

@@ -27,6 +27,17 @@ class MessageDecoder(NativeDecoder):
         side: int = 0,
         flags: int = 0,
     ) -> None: ...
+    def tick(
+        self,
+        symbol: str,
+        ts_event: int,
+        ts_receive: int,
+        price: float,
+        size: float,
+        volume: float = ...,
+        flags: int = 0,
+        venue: bytes = b"",
+    ) -> None: ...
     def quote(
         self,
         symbol: str,

@@ -20,6 +20,7 @@ cdef extern from "shm/include/tickengine.h" nogil:
 cdef extern from "workers/decoders/sink.h" nogil:
     void set_bar(tk_record *record, double open_, double high, double low, double close, double volume, uint32_t interval_s,
                  uint32_t trade_count)
+    void set_tick(tk_record *record, double price, double size, double volume, const char *venue, size_t venue_size)
 
 
 cdef extern from *:
@@ -98,6 +99,16 @@ cdef class MessageDecoder(NativeDecoder):
             return
         cdef tk_record *record = sink_next(&self._sink, TK_TYPE_TRADE, number, ts_event, ts_receive)
         set_trade(record, price, size, trade_id, side)
+        record.flags |= flags
+
+    def tick(self, str symbol not None, int64_t ts_event, int64_t ts_receive, double price, double size, double volume=NAN,
+             unsigned flags=0, bytes venue not None=b""):
+        """A last price; `volume` is the session's so far, `venue` where it was made, if it is not the decoder's."""
+        cdef uint32_t number = self._id(symbol)
+        if number == TK_REFUSED:
+            return
+        cdef tk_record *record = sink_next(&self._sink, TK_TYPE_TICK, number, ts_event, ts_receive)
+        set_tick(record, price, size, volume, venue, len(venue))
         record.flags |= flags
 
     def quote(self, str symbol not None, int64_t ts_event, int64_t ts_receive, double bid, double bid_size, double ask,

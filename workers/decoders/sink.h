@@ -137,6 +137,17 @@ static inline void set_trade(struct tk_record *record, double price, double size
     record->side = (uint8_t)side;
 }
 
+/* A last price: `volume` is the session's so far (NaN = not known); `venue`, of up to 8 bytes, is where it was made. */
+static inline void set_tick(struct tk_record *record, double price, double size, double volume, const char *venue,
+                            size_t venue_size) {
+    set_trade(record, price, size, 0, 0);
+    record->tick.volume = volume;
+    if (venue_size > 0) {
+        memset(record->venue, 0, sizeof record->venue);
+        memcpy(record->venue, venue, venue_size < sizeof record->venue ? venue_size : sizeof record->venue);
+    }
+}
+
 static inline void set_quote(struct tk_record *record, double bid, double bid_size, double ask, double ask_size) {
     record->quote.bid = bid;
     record->quote.ask = ask;

@@ -101,6 +101,7 @@ class Channel:
         self._pending: set[str] = set()  # of them, those not answered yet
         self._outbox: deque[Request] = deque()
         self._next_send_ns = 0
+        self._repeat_ns = 0  # when the subscription is sent again; 0 = never
         self._lost_ns = 0
         self._ping_ns = round(dialect.options.ping_s * 1e9)
         self._pinged_ns = 0
@@ -112,6 +113,8 @@ class Channel:
         due_ns = self.session.due_ns
         if self._outbox:
             due_ns = min(due_ns, self._next_send_ns)
+        if self._repeat_ns:
+            due_ns = min(due_ns, self._repeat_ns)
         if self.session.connected:
             due_ns = min(due_ns, max(self._message_ns, self._pinged_ns) + self._ping_ns)
         return due_ns
@@ -119,6 +122,9 @@ class Channel:
     def tick(self, now_ns: int, *, expected: bool) -> None:
         """Deadlines, requests that had to wait, pings."""
         self.obey(self.session.tick(now_ns, expected=expected), now_ns)
+        if self._repeat_ns and now_ns >= self._repeat_ns and not self._outbox:
+            self._outbox.extend(self._dialect.subscribe(self.connection.streams))
+            self._set_repeat(now_ns)
         while self._outbox and now_ns >= self._next_send_ns and self._wire is not None:
             self._wire.send(self._outbox.popleft().message)
             self._next_send_ns = now_ns + round(self._dialect.REQUEST_GAP_S * 1e9)
@@ -258,8 +264,12 @@ class Channel:
             self.gap_before = True
         self.cadence.restart(now_ns)
         self._ask(requests)
+        self._set_repeat(now_ns)
         if not self._pending:
             self.obey(self.session.acknowledged(now_ns), now_ns)
+
+    def _set_repeat(self, now_ns: int) -> None:
+        self._repeat_ns = now_ns + round(self._dialect.REPEAT_S * 1e9) if self._dialect.REPEAT_S else 0
 
     def _ask(self, requests: list[Request]) -> None:
         self._outbox.extend(requests)
@@ -270,6 +280,7 @@ class Channel:
         if not self._lost_ns:
             self._lost_ns = now_ns
         self._outbox.clear()
+        self._repeat_ns = 0
         self._pending.clear()
         self.attempt += 1  # whatever the old attempt still says concerns nobody
         if self._task is not None and not self._task.done():

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import logging
 import random
-import ssl
 import time
 from collections import deque
 from collections.abc import Callable
@@ -27,18 +26,18 @@ from typing import Any, Final
 import numpy as np
 
 from shm.layout import RECORD, Flag, RecordType, StatusCode
-from shm.layout import Source as SourceCode
 from shm.ring import status_record
 from workers.cadence import Cadence
 from workers.errors import SettingsError
 from workers.feed_health import FeedHealth
 from workers.session import Session, State, Verdict
 from workers.source import SourceContext, nearest, read_options
-from workers.sources.calendar import Phase, span_at
 from workers.sources.channel import Channel, Ended, Item, Message, Told, limits_of, retry_after_s
+from workers.sources.market_hours import market_hours
 from workers.sources.polled_loop import MAX_PAUSE_NS, PolledLoop
+from workers.sources.tls import tls_context
 from workers.spec import FeedReport
-from workers.venues.dialect import Dialect, VenueOptions
+from workers.venues.dialect import Dialect
 
 log = logging.getLogger("websocket")
 
@@ -49,6 +48,7 @@ VENUES: Final[dict[str, tuple[str, str]]] = {
     "coinbase": ("workers.venues.coinbase", "CoinbaseDialect"),
     "generic": ("workers.venues.generic", "GenericDialect"),
     "kraken": ("workers.venues.kraken", "KrakenDialect"),
+    "yahoo": ("workers.venues.yahoo", "YahooDialect"),
 }
 REPORT_EVERY_NS: Final = 1_000_000_000
 SNAPSHOT_S: Final = 20.0  # longest time for one over HTTP
@@ -96,8 +96,9 @@ class WebSocketSource:
         self._decoder_errors = self._decoder_gaps = 0
         self._http: Any = None
         self._fetching = False
-        tls = _tls(spec.name, options)
-        is_open = None if options.session == "always" else _open_in_new_york
+        tls = tls_context(spec.name, verify=options.tls_verify, ca_file=options.ca_file)
+        hours = market_hours(spec.name, options.session)
+        is_open = None if hours is None else hours.is_open
         self._loop = PolledLoop()
         self.fd = self._loop.fd
         dice = random.Random(f"{spec.name} {context.epoch}")
@@ -239,7 +240,7 @@ class WebSocketSource:
             log.warning("feed %s: %s: %s", self._spec.name, code.name.lower(), told.text)
         row = np.frombuffer(
             status_record(
-                code, text=text, feed_id=self._spec.feed_id, source=SourceCode.WEBSOCKET, ts_event=self._clock()
+                code, text=text, feed_id=self._spec.feed_id, source=self._dialect.SOURCE, ts_event=self._clock()
             ),
             RECORD,
         )
@@ -346,7 +347,7 @@ class WebSocketSource:
         try:
             if self._http is None:
                 options = self._dialect.options
-                tls = _tls(self._spec.name, options)
+                tls = tls_context(self._spec.name, verify=options.tls_verify, ca_file=options.ca_file)
                 self._http = aiohttp.ClientSession(
                     timeout=aiohttp.ClientTimeout(total=SNAPSHOT_S),
                     connector=aiohttp.TCPConnector(ssl=tls if tls is not None else True),
@@ -405,22 +406,3 @@ def open_dialect(context: SourceContext) -> Dialect:
     if options.url and not options.url.startswith(("ws://", "wss://")):
         raise SettingsError(f"feed {spec.name}: options.url is {options.url!r}; it begins with ws:// or wss://")
     return kind(spec, options, context.intern)
-
-
-def _tls(name: str, options: VenueOptions) -> ssl.SSLContext | None:
-    """Verified unless the feed says otherwise; None = the system's certificates, which libraries take."""
-    if options.tls_verify and not options.ca_file:
-        return None
-    try:
-        context = ssl.create_default_context(cafile=options.ca_file or None)
-    except (OSError, ssl.SSLError) as error:
-        raise SettingsError(f"feed {name}: options.ca_file {options.ca_file!r}: {error}") from None
-    if not options.tls_verify:
-        log.warning("feed %s: TLS certificates are not verified (tls_verify = false)", name)
-        context.check_hostname = False
-        context.verify_mode = ssl.CERT_NONE
-    return context
-
-
-def _open_in_new_york(now_ns: int) -> bool:
-    return span_at(now_ns).phase is not Phase.CLOSED

@@ -10,7 +10,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Final, Literal, NamedTuple
+from typing import Annotated, Any, ClassVar, Final, NamedTuple
 
 import msgspec
 from msgspec import Meta
@@ -37,7 +37,7 @@ class VenueOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     ca_file: str = ""  # certificates to trust instead of the system's
     headers: dict[str, str] = {}  # more headers of the handshake
     rename: dict[str, str] = {}  # the venue's symbol -> the symbol of the records
-    session: Literal["always", "us-equities"] = "always"  # when silence means nothing
+    session: str = "always"  # whose hours: while that market is closed silence means nothing
     connect_s: Seconds = 10.0
     acknowledge_s: Seconds = 15.0
     first_data_s: Seconds = 60.0  # from subscribing to the first record
@@ -107,6 +107,7 @@ class Dialect:
     """
 
     OPTIONS: ClassVar[type[VenueOptions]] = VenueOptions
+    SOURCE: ClassVar[Source] = Source.WEBSOCKET  # of the records
     URL: ClassVar[str] = ""
     CODE: ClassVar[bytes] = b""
     TYPES: ClassVar[dict[str, str]] = {}
@@ -114,6 +115,7 @@ class Dialect:
     ACKNOWLEDGES: ClassVar[bool] = True
     STREAMS_PER_CONNECTION: ClassVar[int] = 200
     REQUEST_GAP_S: ClassVar[float] = 0.0  # between two requests on one connection
+    REPEAT_S: ClassVar[float] = 0.0  # the subscription is sent again each time so long has passed; 0 = never
 
     decoder: Decoder
 
@@ -139,7 +141,7 @@ class Dialect:
             return number
 
         self.intern = intern_renamed
-        self.stamp: dict[str, Any] = {"source": int(Source.WEBSOCKET), "feed_id": spec.feed_id}
+        self.stamp: dict[str, Any] = {"source": int(self.SOURCE), "feed_id": spec.feed_id}
 
     @property
     def needs_login(self) -> bool:

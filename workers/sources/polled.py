@@ -1,0 +1,520 @@
+"""A vendor that is asked again and again, as a feed: only what is new is published, within the budget of the key.
+
+    job due --budget--> GET --thread: decode, sift--> batch --poll--> ring --thread: keep--> next request
+                 '- waits, and says so                                    what was published is remembered
+
+One request at a time; the next one goes out when all that the last one brought stands in the ring and is written down.
+So what waits here is one answer, of bounded length, and a kill at any moment costs nothing and repeats nothing
+(workers/sources/observed.py). Decoding and remembering happen in a thread: an answer of 100,000 observations does not
+keep the ingest worker from its other feeds.
+
+The session (workers/session.py) is that of every live source; here it is up while answers are good. A symbol is silent
+when its answers stay away, or bring nothing new while its market is open, for several times its longest pause lately.
+Vendors are workers/sources/alpha_vantage.py, fred.py and yahoo.py.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from shm.errors import ShmFull
+from shm.layout import RECORD, RECORD_SIZE_BYTES, Flag, StatusCode, empty
+from shm.ring import status_record
+from shm.status import Counter
+from workers.cadence import Cadence
+from workers.decoders.observations import KeyRefused, NotServed, Observations, SlowDown, Unusable, VendorError
+from workers.errors import SettingsError, SourceError
+from workers.feed_health import FeedHealth
+from workers.rate_budget import RateBudget
+from workers.session import Do, Limits, Session, State, Verdict
+from workers.source import SourceContext
+from workers.sources.api_key import ApiKey
+from workers.sources.channel import retry_after_s
+from workers.sources.market_hours import market_hours
+from workers.sources.observed import Observed
+from workers.sources.polled_loop import MAX_PAUSE_NS, PolledLoop
+from workers.sources.tls import tls_context
+from workers.sources.vendor import Job, Vendor, limits_of
+from workers.spec import FeedReport
+
+log = logging.getLogger("polled")
+
+MAX_ANSWER_BYTES: Final = 64 << 20
+LOOK_EVERY_NS: Final = 1_000_000_000
+REFUSED_RETRY_NS: Final = 3_600_000_000_000  # what the vendor does not serve is asked for again so seldom
+BUSY_WAIT_S: Final = 60.0  # HTTP 429 without Retry-After
+LONGEST_WAIT_S: Final = 86_400.0  # longer is not believed: it would be remembered for ever
+MAX_NAMED: Final = 3
+_NEVER_S: Final = 1e8  # deadlines of sessions that mean nothing here: requests have their own
+_CHUNK: Final = 1 << 16
+
+
+class Batch:
+    """What one answer brought, on its way into the ring. `given` records of it have been handed out."""
+
+    def __init__(self, job: Job, records: np.ndarray, keys: list[int], vintages: list[int]) -> None:
+        """Nothing is given yet."""
+        self.job = job
+        self.records = records
+        self.keys = keys
+        self.vintages = vintages
+        self.given = 0
+
+
+class PolledSource:
+    """See the module and `workers.source.LiveSource`."""
+
+    tells = True
+
+    def __init__(self, context: SourceContext, vendor: Vendor, *, clock: Callable[[], int] = time.time_ns) -> None:
+        """Open the budget and the memory; requests are made by the polls.
+
+        Raises:
+            SettingsError: options that can't work.
+            SourceError: files that can't be used now.
+        """
+        spec, options = context.spec, vendor.options
+        self._spec = spec
+        self._vendor = vendor
+        self._key = vendor.key or ApiKey("", "")
+        self._clock = clock
+        self._published = context.published
+        self.errors = 0
+        self.gaps = 0
+        self.bytes_received = 0
+        self.position: int | None = None
+        self.next_due_ns: int | None = 0
+        self.report = FeedReport(feed_id=spec.feed_id, state=State.RECOVER.value, why="not asked yet")
+        if not context.folder:
+            raise SettingsError(f"feed {spec.name}: source {spec.source!r} needs the worker's folder for its budget")
+        self._tls = tls_context(spec.name, verify=options.tls_verify, ca_file=options.ca_file)
+        self._hours = market_hours(spec.name, options.session)
+        self._session = Session(
+            random.Random(f"{spec.name} {context.epoch}"),
+            limits=Limits(connect_s=_NEVER_S, first_data_s=_NEVER_S, message_s=_NEVER_S, stale_s=_NEVER_S),
+            acknowledged=False,
+        )
+        self._health = FeedHealth()
+        self._cadence = Cadence(
+            factor=options.stale_factor,
+            floor_s=options.stale_factor * options.poll_s,
+            is_open=self._hours.is_open if self._hours is not None else None,
+        )
+        self._poll_ns = round(options.poll_s * 1e9)
+        self._told: deque[tuple[StatusCode, str]] = deque()
+        self._batch: Batch | None = None
+        self._working = True  # a request, decoding or remembering is under way
+        self._may_ask = False  # the session says so
+        self._budget_due_ns = 0  # when to ask the budget again
+        self._waiting = 0  # jobs that are due and wait for it
+        self._slow = ""  # what the vendor said when it wanted us slower
+        self._memory_problem = ""
+        self._silent: list[str] = []
+        self._next_look_ns = 0
+        self._reported: tuple[Any, ...] = ()
+        self._http: Any = None
+
+        def counter(name: str) -> Counter | None:
+            try:
+                return context.counter(f"polled.{spec.feed_id}.{name}") if context.counter is not None else None
+            except ShmFull:
+                return None  # of so many feeds some do without: the report says the same in words
+
+        self._counters = {name: counter(name) for name in ("requests", "waiting", "missing", "corrected")}
+        if (waiting := self._counters["waiting"]) is not None:
+            waiting.set(0)
+        # Budgets stand beside the engines' folders: engines that share a data directory share them.
+        budgets = Path(context.folder).parent / ".budgets"
+        self._budget = RateBudget(budgets, vendor.NAME, self._key.value, limits_of(options))
+        try:
+            self._observed = Observed(Path(context.folder) / "observed", f"{spec.source} {spec.name}")
+        except SourceError:
+            self._budget.close()
+            raise
+        self._loop = PolledLoop()
+        self.fd = self._loop.fd
+        self._task = self._loop.spawn(self._recall())
+
+    def poll(self, out: np.ndarray, now_ns: int) -> int:
+        """See `Source.poll`."""
+        if self._task.done() and not self._task.cancelled() and (fault := self._task.exception()) is not None:
+            raise fault
+        batch = self._batch
+        if batch is not None and batch.given == len(batch.records):  # given in an earlier poll: the ring has it
+            self._batch, self._working = None, True
+            self._task = self._loop.spawn(self._keep(batch))
+        count = self._drain(out, 0)
+        self._obey(self._session.tick(now_ns, expected=False), now_ns)
+        self._ask_next(now_ns)
+        self._loop.turn()
+        count = self._drain(out, count)
+        if now_ns >= self._next_look_ns:
+            self._look(now_ns)
+            count = self._drain(out, count)
+        self._note(now_ns)
+        self.next_due_ns = self._due_ns(now_ns)
+        return count
+
+    def _due_ns(self, now_ns: int) -> int:
+        if self._told or self._batch is not None:
+            return now_ns
+        due_ns = min(self._session.due_ns, self._next_look_ns)
+        if self._working:
+            return min(due_ns, now_ns + MAX_PAUSE_NS)
+        if self._may_ask and (job := self._next_job(now_ns)) is not None:
+            due_ns = min(due_ns, max(job.due_ns, self._budget_due_ns))
+        return due_ns
+
+    def _drain(self, out: np.ndarray, count: int) -> int:
+        """Fill `out` from `count` on; returns how far it is filled."""
+        raw = out.view(np.uint8).reshape(-1, RECORD_SIZE_BYTES)
+        while self._told and count < len(out):
+            code, text = self._told.popleft()
+            row = status_record(
+                code, text=text, feed_id=self._spec.feed_id, source=self._vendor.SOURCE, ts_event=self._clock()
+            )
+            raw[count] = np.frombuffer(row, np.uint8)
+            count += 1
+        batch = self._batch
+        if batch is not None:
+            more = min(len(out) - count, len(batch.records) - batch.given)
+            rows = batch.records.view(np.uint8).reshape(-1, RECORD_SIZE_BYTES)
+            raw[count : count + more] = rows[batch.given : batch.given + more]
+            batch.given += more
+            count += more
+        return count
+
+    # -- asking
+
+    def _next_job(self, now_ns: int) -> Job | None:
+        """What is asked for next. While the market is closed: what was never had, and once what its close left."""
+        closed = self._hours is not None and not self._hours.is_open(now_ns)
+        jobs = (job for job in self._vendor.jobs if not closed or job.was_open or not job.answered_ns or job.offset)
+        return min(jobs, key=lambda job: job.due_ns, default=None)
+
+    def _ask_next(self, now_ns: int) -> None:
+        if self._working or self._batch is not None or not self._may_ask or now_ns < self._budget_due_ns:
+            return
+        job = self._next_job(now_ns)
+        if job is None or job.due_ns > now_ns:
+            self._waiting = 0
+            return
+        wait_ns = self._budget.try_take(now_ns)
+        self._budget_due_ns = now_ns + wait_ns
+        if wait_ns:
+            self._waiting = sum(job.due_ns <= now_ns for job in self._vendor.jobs)
+            return
+        self._waiting, self._slow = 0, ""
+        self._working = True
+        self._count("requests")
+        self._task = self._loop.spawn(self._ask(job, now_ns))
+
+    async def _ask(self, job: Job, taken_ns: int) -> None:
+        """One request, and all that comes of it but the publishing."""
+        import aiohttp
+
+        try:
+            status, body = await self._get(job)
+            now_ns = self._clock()
+            batch, found = await asyncio.to_thread(self._take, job, status, body, now_ns)
+            self._answered(batch, found, self._clock())
+        except VendorError as error:
+            self._refused(job, error, self._clock())
+        except aiohttp.ClientConnectorError as error:
+            self._budget.give_back(taken_ns)
+            self._lost(job, Verdict(self._words(error)))
+        except TimeoutError:
+            self._lost(job, Verdict(f"no answer within {self._vendor.options.timeout_s:g} s"))
+        except (aiohttp.ClientError, OSError, ValueError, SourceError) as error:
+            self._lost(job, Verdict(self._words(error)))
+        finally:
+            self._working = False
+
+    async def _get(self, job: Job) -> tuple[int, bytes]:
+        import aiohttp
+
+        vendor, options = self._vendor, self._vendor.options
+        if self._http is None:
+            self._http = aiohttp.ClientSession(
+                timeout=aiohttp.ClientTimeout(total=options.timeout_s),
+                connector=aiohttp.TCPConnector(ssl=self._tls if self._tls is not None else True),
+                headers={**vendor.headers, **options.headers},
+            )
+        request = vendor.request(job)
+        # A redirect would carry the key to where the vendor, or somebody in between, points.
+        async with self._http.get(request.url, params=request.query, allow_redirects=False) as answer:
+            if answer.status in (429, 503):
+                asked = answer.headers.get("Retry-After", "").strip()
+                wait_s = retry_after_s(asked, self._clock())
+                if wait_s or answer.status == 429:
+                    raise SlowDown(f"HTTP {answer.status}", wait_s or BUSY_WAIT_S)
+            if 300 <= answer.status < 400:
+                raise Unusable(f"HTTP {answer.status}: the vendor points elsewhere, which is not followed")
+            body = bytearray()
+            async for piece in answer.content.iter_chunked(_CHUNK):
+                body += piece
+                self.bytes_received += len(piece)
+                if len(body) > MAX_ANSWER_BYTES:
+                    raise Unusable(f"an answer of more than {MAX_ANSWER_BYTES >> 20} MiB")
+            return answer.status, bytes(body)
+
+    def _take(self, job: Job, status: int, body: bytes, now_ns: int) -> tuple[Batch, Observations]:
+        """In the thread: decode, and leave out what was published before."""
+        found = self._vendor.read(job, status, body, now_ns)
+        if not job.offset:
+            job.history = self._observed.is_new(job.name)
+        rows, flags = self._observed.sift(job.name, found, history=job.history)
+        records = empty(len(rows))
+        wanted = found.records.view(np.uint8).reshape(-1, RECORD_SIZE_BYTES)[rows]
+        records.view(np.uint8).reshape(-1, RECORD_SIZE_BYTES)[:] = wanted
+        records["flags"] |= flags
+        records["ts_receive"] = now_ns
+        records["instrument_id"] = job.instrument_id
+        records["feed_id"] = self._spec.feed_id
+        records["source"] = self._vendor.SOURCE
+        records["venue"] = self._vendor.VENUE
+        return Batch(job, records, found.keys[rows].tolist(), found.vintages[rows].tolist()), found
+
+    def _answered(self, batch: Batch, found: Observations, now_ns: int) -> None:
+        """A good answer, new or not."""
+        job, records = batch.job, batch.records
+        if len(records):
+            self._batch = batch
+        job.refused, job.answered_ns = "", now_ns
+        job.was_open = self._hours is not None and self._hours.is_open(now_ns)
+        self.errors += found.malformed
+        self._count("missing", found.missing)
+        self._count("corrected", int(np.count_nonzero(records["flags"] & np.uint16(Flag.CORRECTED))))
+        self._health.messages(now_ns, 1)
+        if found.malformed:
+            self._health.errors(now_ns)
+        had = job.offset + len(found.records) + found.missing + found.malformed
+        if had > job.offset and found.total > had:
+            job.offset, job.due_ns = had, now_ns
+        else:
+            job.offset, job.due_ns = 0, now_ns + self._poll_ns
+        if len(records) or not job.moves:
+            self._cadence.heard((self._number(job),), now_ns)
+        self._obey(self._session.opened(now_ns), now_ns)
+        if self._session.state is not State.STALE or len(records) or not job.moves:
+            self._obey(self._session.heard(now_ns), now_ns)
+
+    def _refused(self, job: Job, error: VendorError, now_ns: int) -> None:
+        """The vendor said something else than observations."""
+        text = self._key.redact(str(error))
+        if isinstance(error, SlowDown):
+            wait_s = min(error.wait_s, LONGEST_WAIT_S)
+            self._slow = f"{text}; waits {wait_s:g} s"
+            self._budget.block(now_ns + round(wait_s * 1e9))
+            self._budget_due_ns = now_ns
+            return
+        if isinstance(error, KeyRefused):
+            self._lost(job, Verdict(f"the key in {self._key.variable} is refused: {text}", lasting=True))
+            return
+        if not isinstance(error, NotServed):
+            self._lost(job, Verdict(text))
+            return
+        self.errors += 1
+        self._health.errors(now_ns)
+        log.warning("feed %s: %s is refused: %s", self._spec.name, job.name, text)
+        job.refused, job.offset = text, 0
+        job.due_ns = now_ns + max(self._poll_ns, REFUSED_RETRY_NS)
+        if all(one.refused for one in self._vendor.jobs):
+            wait_s = (min(one.due_ns for one in self._vendor.jobs) - now_ns) / 1e9
+            self._obey(self._session.lost(now_ns, Verdict(f"{job.name}: {text}", wait_s, lasting=True)), now_ns)
+
+    def _lost(self, job: Job, verdict: Verdict) -> None:
+        now_ns = self._clock()
+        job.due_ns = now_ns  # after those that are due before it
+        self.errors += 1
+        self._health.messages(now_ns, 1)
+        self._health.errors(now_ns)
+        log.warning("feed %s: %s: %s", self._spec.name, job.name, verdict.reason)
+        self._obey(self._session.lost(now_ns, verdict), now_ns)
+
+    def _obey(self, actions: list[Do], now_ns: int) -> None:
+        for action in actions:
+            if action is Do.CONNECT:
+                self._may_ask = True
+            elif action is Do.CLOSE:
+                self._may_ask, self._waiting = False, 0
+                self._health.reconnected(now_ns)
+            elif action is Do.UP:
+                self._told.append((StatusCode.FEED_UP, f"{self._vendor.NAME} delivers"))
+            elif action is Do.DOWN:
+                self._told.append((StatusCode.FEED_DOWN, self._session.why))
+
+    def _words(self, error: BaseException) -> str:
+        return self._key.redact(" ".join((str(error) or type(error).__name__).split())[:200])
+
+    # -- what was published
+
+    async def _recall(self) -> None:
+        """Before the first request: what a worker that was killed had published last stands in the ring."""
+        try:
+            await asyncio.to_thread(self._recall_now)
+        except (SourceError, OSError) as error:
+            self._forgetful(error)
+        finally:
+            self._working = False
+
+    def _recall_now(self) -> None:
+        import aiohttp  # noqa: F401 -- needed soon; takes 0.15 s, which here keep nobody waiting
+
+        if self._published is None:
+            return
+        jobs = {(job.instrument_id, int(job.kind), job.interval_s): job for job in self._vendor.jobs}
+        for piece in self._published():
+            mine = piece[piece["source"] == self._vendor.SOURCE] if len(piece) else piece
+            for (instrument_id, kind, interval_s), job in jobs.items():
+                chosen = (mine["instrument_id"] == instrument_id) & (mine["record_type"] == kind)
+                if interval_s:
+                    chosen &= mine["interval_s"] == interval_s
+                if chosen.any():
+                    raw = np.ascontiguousarray(mine).view(np.uint8).reshape(-1, RECORD_SIZE_BYTES)[chosen]
+                    records = raw.reshape(-1).view(RECORD)
+                    keys, vintages = self._vendor.known_by(records)
+                    self._observed.published(job.name, records, keys.tolist(), vintages.tolist())
+
+    async def _keep(self, batch: Batch) -> None:
+        """The ring has it."""
+        try:
+            await asyncio.to_thread(self._observed.published, *_kept(batch))
+            self._memory_problem = ""
+        except SourceError as error:
+            self._forgetful(error)
+        finally:
+            self._working = False
+
+    def _forgetful(self, error: Exception) -> None:
+        """This process remembers, the next one may not: said in the report until it works again."""
+        self.errors += 1
+        self._memory_problem = str(error)
+        log.error("feed %s: %s", self._spec.name, error)
+
+    # -- how it is
+
+    def _look(self, now_ns: int) -> None:
+        """Once a second: silence, warnings."""
+        self._next_look_ns = now_ns + LOOK_EVERY_NS
+        found = self._cadence.silent(now_ns)
+        self._silent = [self._vendor.jobs[one.instrument_id].name for one in found]
+        text = ""
+        if found:
+            text = f"{self._silent[0]} silent for {found[0].silent_s:.0f} s"
+            if len(found) == len(self._cadence):
+                why = self._budget_words(now_ns) or f"{text}; {found[0].allowed_s:.0f} s would be usual"
+                self._obey(self._session.silent(now_ns, why), now_ns)
+        if self._session.state is State.LIVE:
+            for warning in self._health.warnings(now_ns, text):
+                self._told.append((StatusCode.FEED_DEGRADED, warning))
+
+    def _budget_words(self, now_ns: int) -> str:
+        """What waits for the budget, and for how long; "" = nothing does."""
+        if not self._waiting:
+            return ""
+        wait_s = max(0, self._budget_due_ns - now_ns) / 1e9
+        used = [
+            f"{count} of {limit.requests} requests used in {limit.period_s:g} s"
+            for limit in self._budget.limits
+            if (count := self._budget.used(limit, now_ns)) >= limit.requests
+        ]
+        if self._budget.blocked_until_ns() > now_ns:
+            used.append(f"the vendor wants none{': ' + self._slow if self._slow else ''}")
+        return f"{self._waiting} wait for the key's budget, {wait_s:.0f} s: {', '.join(used)}"
+
+    def _note(self, now_ns: int) -> None:
+        """Make a new report when something has changed, at most once a second."""
+        session = self._session
+        now = (session.state, session.why, self._waiting)
+        if now == self._reported and now_ns - self.report.at_ns < LOOK_EVERY_NS:
+            return
+        self._reported = now
+        if (waiting := self._counters["waiting"]) is not None:
+            waiting.set(self._waiting)
+        jobs = self._vendor.jobs
+        refused = [f"{job.name}: {job.refused}" for job in jobs if job.refused]
+        words = [session.why]
+        budget = self._budget_words(now_ns) if session.state in (State.CONNECT, State.LIVE) else ""
+        if budget:
+            words.append(budget)
+        if self._silent and session.state is State.LIVE:
+            words.append(f"silent: {_named(self._silent)}")
+        if refused and len(refused) < len(jobs):
+            words.append(f"refused: {_named(refused)}")
+        if self._memory_problem:
+            words.append(self._memory_problem)
+        served = 1.0 - len(refused) / len(jobs)
+        known = len(self._cadence)
+        share = served * (1.0 - len(self._silent) / known if known else 1.0)
+        live = session.state is State.LIVE
+        self.report = FeedReport(
+            feed_id=self._spec.feed_id,
+            state=session.state.value,
+            why="; ".join(words),
+            health_score=round(self._health.score(now_ns, delivers=live, fresh_share=share), 3),
+            degraded=live
+            and bool(refused or self._silent or self._memory_problem or self._slow or self._health.warned),
+            breaker=session.breaker.state.value,
+            retry_at_ns=session.due_ns if session.state in (State.RECOVER, State.FAILED) else 0,
+            connections=1,
+            reconnects=session.reconnects,
+            silent=len(self._silent),
+            errors=self.errors,
+            at_ns=now_ns,
+        )
+
+    def _number(self, job: Job) -> int:
+        return next(number for number, one in enumerate(self._vendor.jobs) if one is job)
+
+    def _count(self, name: str, count: int = 1) -> None:
+        found = self._counters[name]
+        if found is not None and count:
+            found.add(count)
+
+    # -- the rest of a source
+
+    def skip(self, records: int) -> None:
+        """Not possible: what was published before is never given again."""
+        raise NotImplementedError(f"a live feed has no position to skip {records} records from")
+
+    def resume(self, now_ns: int) -> None:
+        """Nothing to do: a paused live feed is closed, and opened anew."""
+
+    def close(self) -> None:
+        """See `Source.close`. What was handed out is remembered."""
+        if self.fd < 0:
+            return
+        self.fd = -1
+        self._session.stop(self._clock())
+        if self._http is not None:
+            self._loop.spawn(self._http.close())
+            self._loop.turn()
+        self._loop.close()
+        try:
+            if self._batch is not None and self._batch.given:
+                self._observed.published(*_kept(self._batch))
+        except SourceError as error:
+            self._forgetful(error)
+        self._observed.close()
+        self._budget.close()
+
+
+def _kept(batch: Batch) -> tuple[str, np.ndarray, list[int], list[int]]:
+    """What of a batch was handed out, for `Observed.published`."""
+    given = batch.given
+    return batch.job.name, batch.records[:given], batch.keys[:given], batch.vintages[:given]
+
+
+def _named(names: list[str]) -> str:
+    more = f" and {len(names) - MAX_NAMED} more" if len(names) > MAX_NAMED else ""
+    return ", ".join(names[:MAX_NAMED]) + more
