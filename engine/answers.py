@@ -300,7 +300,7 @@ class CreateFeed(Struct, kw_only=True, forbid_unknown_fields=True):
         Meta(
             min_length=1,
             max_length=64,
-            description="mock, replay, websocket, alpha_vantage, fred, yahoo, ibkr; internal: posted to /data/ingest",
+            description="mock, replay, websocket, multicast, fix, alpha_vantage, fred, yahoo, ibkr; internal: posted",
         ),
     ]
     data_types: Annotated[list[FeedDataType], Meta(max_length=6, description="empty = all that the source has")] = (

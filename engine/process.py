@@ -18,6 +18,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Final, cast
 
+from engine.secret_file import read_secret
+
 MAX_LINE_BYTES: Final = 8192
 LINES_PER_SECOND: Final = 200
 
@@ -168,10 +170,24 @@ class LineBuffer:
             self._left_out = 0
 
 
+def feed_credentials(env: Mapping[str, str]) -> dict[str, str]:
+    """systemd credentials of feeds, `fix_NAME_username` and `fix_NAME_password`, as variables that workers look for.
+
+    ConfigError: one can't be read.
+    """
+    folder = env.get("CREDENTIALS_DIRECTORY")
+    found = {}
+    for path in sorted(Path(folder).glob("fix_*")) if folder else ():
+        if path.name.endswith(("_username", "_password")):
+            found[f"TICKENGINE_{path.name.upper()}"] = read_secret(path, f"credential {path.name}")
+    return found
+
+
 def worker_environment(env: Mapping[str, str], math_threads: int) -> dict[str, str]:
     """The environment of the workers: ours without secrets, and with the folder in which `workers` is to be found.
 
-    Keys of data vendors are for them: systemd's credential fred_api_key is their FRED_API_KEY, unless that is set.
+    Keys of data vendors and logins of FIX feeds are for them: systemd's credential fred_api_key is their FRED_API_KEY,
+    unless that is set.
     """
     chosen = {key: value for key, value in env.items() if key not in _WITHHELD}
     credentials = env.get("CREDENTIALS_DIRECTORY")
@@ -180,6 +196,7 @@ def worker_environment(env: Mapping[str, str], math_threads: int) -> dict[str, s
             chosen.setdefault(path.name.upper(), path.read_text().strip())
         except (OSError, UnicodeDecodeError):
             continue  # the source that wants it says that it is missing
+    chosen.update(feed_credentials(env))
     chosen["OPENBLAS_NUM_THREADS"] = chosen["OMP_NUM_THREADS"] = str(math_threads)
     chosen["PYTHONUNBUFFERED"] = "1"
     spec = find_spec("workers")

@@ -474,7 +474,10 @@ class FeedSection(Struct, frozen=True, kw_only=True):
 
     name: Annotated[str, Meta(min_length=1, max_length=64, description="unique name of the feed")]
     source: Annotated[
-        str, Meta(min_length=1, description="simulated, replay, websocket, multicast, alpha_vantage, fred, yahoo, ibkr")
+        str,
+        Meta(
+            min_length=1, description="simulated, replay, websocket, multicast, fix, alpha_vantage, fred, yahoo, ibkr"
+        ),
     ]
     symbols: Annotated[tuple[str, ...], Meta(description="empty = all that the source has")] = ()
     data_types: Annotated[

@@ -59,6 +59,7 @@ BENCHMARKS: dict[str, str] = {
     "replay_truefx": "perf.replay:truefx",
     "replay_lobster": "perf.replay:lobster",
     "ingest_dbn": "perf.replay:ingest_dbn",
+    "fix_decode": "perf.fix:decode",
     "multicast_in": "perf.multicast:multicast_in",
     "itch_book": "perf.multicast:itch_book",
     "arbitration": "perf.multicast:arbitration",

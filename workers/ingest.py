@@ -29,7 +29,7 @@ from shm.status import Counter, ProcessStatus
 from workers.errors import SettingsError
 from workers.feed import Feed, Publisher
 from workers.feed_group import FeedGroup, restore_from_ring
-from workers.resume import FeedPosition, feed_records
+from workers.resume import FeedPosition, feed_records, find_newest
 from workers.runtime import MAX_WAIT_S, Runtime, main
 from workers.source import Source, SourceContext, check_source, open_source
 from workers.spec import (
@@ -97,6 +97,9 @@ class Ingest:
             _counters(runtime.status, fresh=fresh),
             settings.folder,
             lambda: feed_records(settings.engine, settings.ring_id, spec.feed_id),
+            lambda published_ns, received_ns: find_newest(
+                settings.engine, settings.ring_id, spec.feed_id, published_ns, received_ns
+            ),
         )
         seat = None
         if spec.group:

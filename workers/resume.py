@@ -36,12 +36,13 @@ from zlib import crc32
 
 import numpy as np
 
-from shm.layout import RECORD_SIZE_BYTES, RecordType, StatusCode, empty
+from shm.layout import RECORD_SIZE_BYTES, Flag, RecordType, StatusCode, empty
 from shm.ring import RingReader
 from shm.status import ProcessStatus
 from workers.spec import FeedSpec, encode_feed
 
 _PIECE: Final = 8192  # records
+LOOK_BACK_SLOTS: Final = 16384
 
 
 class Entry(NamedTuple):
@@ -53,6 +54,14 @@ class Entry(NamedTuple):
     from_position: int
     to_position: int
     dropped: int
+
+
+class Newest(NamedTuple):
+    """The venue's message that a feed's newest market records in the ring came from."""
+
+    source_sequence: int
+    records: int  # of it
+    complete: bool  # the last one ends its message (LAST_OF_BATCH)
 
 
 class ResumeLog:
@@ -158,3 +167,38 @@ def feed_records(engine: str, ring_id: int, feed_id: int) -> Iterator[np.ndarray
             if mine.any():
                 rows = out[:got].view(np.uint8).reshape(-1, RECORD_SIZE_BYTES)[mine]
                 yield rows.reshape(-1).view(out.dtype)
+
+
+def find_newest(engine: str, ring_id: int, feed_id: int, published_ns: int, received_ns: int) -> Newest | None:
+    """For live feeds whose records name the venue's message in `source_sequence`, one after the other.
+
+    Looks from the ring's newest record back. Passed over: what was published before `published_ns` (accounted for, or
+    another feed's that had this number) or received before `received_ns` (of another numbering). None: there is no such
+    record. The ring's writer must not publish meanwhile.
+    """
+    found = np.zeros(0, np.uint64)
+    complete = False
+    with RingReader.attach(engine, ring_id, start="oldest", label="resume", register=False) as reader:
+        oldest, end = reader.sequence, reader.published + 1
+        out = empty(LOOK_BACK_SLOTS)
+        while end > oldest:
+            begin = max(oldest, end - LOOK_BACK_SLOTS)
+            reader.seek(begin)
+            got = reader.read(out[: end - begin])
+            rows = np.flatnonzero(
+                (out["feed_id"][:got] == feed_id)
+                & (out["record_type"][:got] != RecordType.STATUS)
+                & (out["ts_receive"][:got] >= received_ns)
+                & (out["ts_publish"][:got] >= published_ns)
+            )
+            if len(rows):
+                if not len(found):
+                    complete = bool(out["flags"][rows[-1]] & Flag.LAST_OF_BATCH)
+                found = np.concatenate([out["source_sequence"][rows], found])
+                if found[0] != found[-1]:
+                    break
+            end = begin
+    if not len(found):
+        return None
+    different = np.flatnonzero(found != found[-1])
+    return Newest(int(found[-1]), len(found) - (int(different[-1]) + 1 if len(different) else 0), complete)

@@ -18,6 +18,7 @@ import numpy as np
 
 from shm.status import Counter
 from workers.errors import SettingsError
+from workers.resume import Newest
 from workers.spec import FeedReport, FeedSpec
 
 # Name of a source in settings -> module, and the class or function in it that makes one. A module is imported when a
@@ -30,6 +31,7 @@ SOURCES: Final[dict[str, tuple[str, str]]] = {
     "alpha_vantage": ("workers.sources.alpha_vantage", "open_alpha_vantage"),
     "fred": ("workers.sources.fred", "open_fred"),
     "yahoo": ("workers.sources.yahoo", "open_yahoo"),
+    "fix": ("workers.sources.fix", "FixSource"),
     "ibkr": ("workers.sources.ibkr", "IbkrSource"),
 }
 
@@ -99,6 +101,8 @@ class SourceContext:
         folder: the engine's folder under the data directory; "" = there is none, and nothing outlives the process.
         published: records of this feed that stand in the ring (dtype RECORD), oldest first, piece by piece: what a
             worker that was killed had published last. None: there is no ring.
+        newest: the feed's newest message among the ring's records that were published since the one time and received
+            since the other, ns; None: there is no ring.
     """
 
     spec: FeedSpec
@@ -107,6 +111,7 @@ class SourceContext:
     counter: Callable[[str], Counter] | None = None
     folder: str = ""
     published: Callable[[], Iterator[np.ndarray]] | None = None
+    newest: Callable[[int, int], Newest | None] | None = None
 
 
 def open_source(context: SourceContext) -> Source:

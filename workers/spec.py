@@ -127,7 +127,7 @@ class IngestSettings(WorkerSettings, frozen=True, kw_only=True):
     redundancy: RedundancySettings = RedundancySettings()
     start_delay_s: NotNegative = 0.0  # from ready to the first record, for subscribers to connect
     min_wait_us: NotNegative = 200.0  # least pause between two polls of a paced feed: latency against CPU time
-    folder: str = ""  # of this engine alone; polled sources keep budgets and what they have published there
+    folder: str = ""  # of this engine alone: what sources keep beyond their process (budgets, published, FIX numbers)
 
 
 class FanoutSettings(WorkerSettings, frozen=True, kw_only=True):

@@ -25,6 +25,7 @@ HARNESS = r"""
 #include "workers/decoders/bi5.h"
 #include "workers/decoders/binance.h"
 #include "workers/decoders/dbn.h"
+#include "workers/decoders/fix.h"
 #include "workers/decoders/iex.h"
 #include "workers/decoders/itch.h"
 #include "workers/decoders/lobster.h"
@@ -54,6 +55,9 @@ int main(void) {
     struct itch *itch = calloc(1, sizeof *itch);
     struct dbn *dbn = calloc(1, sizeof *dbn);
     struct binance *binance = calloc(1, sizeof *binance);
+    struct fix *fix = calloc(1, sizeof *fix);
+    fix->sink.counts = &counts;
+    fix->wants = 7;
     struct bi5 *bi5 = calloc(1, sizeof *bi5);
     struct truefx *truefx = calloc(1, sizeof *truefx);
     struct lobster *lobster = calloc(1, sizeof *lobster);
@@ -93,6 +97,15 @@ int main(void) {
             binance->frames = frames;
             DECODE(binance, binance_run, if (stop == TK_SLOW) SKIP(binance);
                    else symbols_add(&binance->symbols, binance->symbols.missed, 1))
+        } else if (kind == 'F') {
+            fix->frames = frames;
+            fix->top = cases % 5 == 0;
+            DECODE(fix, fix_run, symbols_add(&fix->symbols, fix->symbols.missed, (uint32_t)fix->symbols.count))
+            if (cases % 50 == 0) fix_doubt(fix);
+            struct fix_head head;
+            size_t at = 0, length;
+            for (; at < size; at++)
+                if (fix_cut(data + at, data + size, 4096, &length, &head) == FIX_WHOLE && length > size - at) return 7;
         } else if (kind == 'K' || kind == 'C') {
             bi5->frames = frames;
             bi5->candles = kind == 'C';
@@ -190,6 +203,8 @@ def test_kernels_stay_in_bounds_on_damaged_input(samples: Path, tmp_path: Path) 
     seeds += [(b"B", line.split(b" ", 1)[1]) for line in lines if len(line) < 3000]
     seeds += [(b"P", path.read_bytes()) for path in sorted((samples / "pcap").rglob("*.pcap"))]
     seeds += [(b"P", iex[:3000])]
+    wire = (samples / "fix/valid-soh.fix").read_bytes()
+    seeds += [(b"F", b"8=FIX" + message) for message in wire.split(b"8=FIX")[1:]] * 20
     ticks = samples / "ticks"
     seeds += [(b"K", lzma.decompress(path.read_bytes())[:400]) for path in sorted(ticks.rglob("*h_ticks.bi5"))]
     seeds += [(b"C", lzma.decompress(path.read_bytes())[:400]) for path in sorted(ticks.rglob("*candles*.bi5"))]

@@ -8,16 +8,17 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from shm.layout import RecordType, empty
-from shm.ring import RingReader, RingWriter, create_ring
+from shm.layout import Flag, RecordType, StatusCode, empty
+from shm.ring import RingReader, RingWriter, create_ring, status_record
 from shm.status import StatusBlock
-from workers.resume import FeedPosition, ResumeLog
+from workers.resume import FeedPosition, Newest, ResumeLog, find_newest
 from workers.spec import FeedSpec
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -180,3 +181,39 @@ def test_the_entry_of_another_feed_is_left_alone(block: StatusBlock, engine_name
     other = FeedSpec(feed_id=6, name="other", source="replay", options={"files": ["x"]})
     assert FeedPosition(status, other, RUN_NS).recover(ResumeLog(status), 6, engine_name, RING) == 0
     assert ResumeLog(status).entry() is not None
+
+
+def messages(*numbers: int, last: bool = True, feed_id: int = FEED_ID, received_ns: int = 1000) -> np.ndarray:
+    """Records of venue messages: one of each number, the last one of it where `last`."""
+    records = empty(len(numbers))
+    records["record_type"] = RecordType.QUOTE
+    records["feed_id"] = feed_id
+    records["source_sequence"] = numbers
+    records["ts_receive"] = received_ns
+    ends = [n + 1 == len(numbers) or numbers[n + 1] != numbers[n] for n in range(len(numbers))]
+    records["flags"][np.array(ends)] = Flag.LAST_OF_BATCH
+    if not last:
+        records["flags"][-1] = 0
+    return records
+
+
+def test_the_newest_message_of_a_live_feed_is_found_with_how_much_of_it_there_is(engine_name: str) -> None:
+    with RingWriter.create(engine_name, RING, depth_slots=1 << 15) as writer:
+
+        def newest(published_ns: int = 0, received_ns: int = 0, feed_id: int = FEED_ID) -> Newest | None:
+            return find_newest(engine_name, RING, feed_id, published_ns, received_ns)
+
+        assert newest() is None
+        writer.publish_batch(messages(7, 7, 8, 8, 8))
+        assert newest() == Newest(8, 3, True)
+        writer.publish_batch(messages(9, 9, last=False))
+        writer.publish(status_record(StatusCode.FEED_DOWN, feed_id=FEED_ID))
+        for _ in range(5):
+            writer.publish_batch(messages(*range(100, 4100), feed_id=FEED_ID + 1))
+        assert newest() == Newest(9, 2, False)
+        assert newest(feed_id=FEED_ID + 1) == Newest(4099, 1, True)
+        assert newest(received_ns=1001) is None
+        between = time.time_ns()
+        assert newest(published_ns=between) is None
+        writer.publish_batch(messages(3))
+        assert newest(published_ns=between) == Newest(3, 1, True)

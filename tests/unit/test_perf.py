@@ -37,6 +37,7 @@ PROMISED = {
     "replay_itch",
     "replay_iex",
     "replay_binance",
+    "fix_decode",
     "memory_per_record",
     "control_rss",
     "start_time",

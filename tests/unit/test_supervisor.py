@@ -300,6 +300,20 @@ def test_workers_get_the_keys_of_data_vendors_from_credentials(tmp_path: Path) -
     assert not {"CREDENTIALS_DIRECTORY", "HTTP_TOKEN"} & set(chosen)
 
 
+def test_credentials_of_fix_feeds_reach_the_workers_and_no_others_do(tmp_path: Path) -> None:
+    (tmp_path / "fix_prime_password").write_text("secret\n")
+    (tmp_path / "http_token").write_text("other")
+    env = {"CREDENTIALS_DIRECTORY": str(tmp_path), "TICKENGINE_FIX_PRIME_USERNAME": "me"}
+    chosen = worker_environment(env, 1)
+    assert chosen["TICKENGINE_FIX_PRIME_PASSWORD"] == "secret"
+    assert chosen["TICKENGINE_FIX_PRIME_USERNAME"] == "me"
+    assert "CREDENTIALS_DIRECTORY" not in chosen
+    assert "other" not in chosen.values()
+    (tmp_path / "fix_prime_password").write_bytes(b"\xff")
+    with pytest.raises(ConfigError, match="credential fix_prime_password: not text"):
+        worker_environment(env, 1)
+
+
 def test_lines_come_whole_however_the_output_is_cut() -> None:
     text = "one\ntwo äöü\nlast without end".encode()
     for size in (1, 2, 3, 7, len(text)):

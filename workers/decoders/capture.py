@@ -22,12 +22,13 @@ import numpy as np
 from shm.layout import RECORD, Flag, Source
 from workers.decoders import tick_files
 from workers.decoders.capture_file import CaptureFile, PairedLines
+from workers.decoders.fix_log import looks_like_fix
 from workers.decoders.protocol import Batch, Container, Counters, Decoder, FramingError, UnknownFormatError
 from workers.errors import SettingsError
 
 Intern = Callable[[str], int]
 
-FORMATS: Final = ("pcap", "dbn", "dbn-fragment", "itch", "lines", "jsonl", *tick_files.FORMATS)
+FORMATS: Final = ("pcap", "dbn", "dbn-fragment", "itch", "lines", "jsonl", "fix", *tick_files.FORMATS)
 PROTOCOLS: Final = ("iex", "itch")
 # What may stand in `options`, for messages and for `tickengine config`.
 OPTIONS: Final = {
@@ -48,6 +49,8 @@ _PROBE_DATAGRAMS: Final = 4096
 
 def detect(head: bytes, path: Path) -> str:
     """Format of a stream that begins with `head`: one of FORMATS. UnknownFormatError says what it is instead."""
+    if looks_like_fix(head):  # first: its lines may begin with a time, as those of ticks do
+        return "fix"
     if found := tick_files.recognise(head, path):
         return found
     if head[:4] in _PCAP_MAGICS:
@@ -248,6 +251,11 @@ class Capture:
         elif self._layout == "lines":
             self._container = _containers.LineReader()
             self._begin_messages(self._head[:65536], stamp)
+        elif self._layout == "fix":
+            from workers.decoders._fix import FixDecoder, FixReader
+
+            self._container = FixReader(log=True)
+            self._decoder = FixDecoder(self._intern, **stamp)
         elif self._layout in tick_files.FORMATS:
             self._container, self._decoder = tick_files.open_decoder(
                 self._layout, self.file.path, self._intern, self._options, stamp
@@ -373,6 +381,8 @@ class Capture:
             text = f"Databento DBN{version} {self._container.schema or 'fragment'}".rstrip()
         elif self._layout == "itch":
             text = "NASDAQ ITCH 5.0, length-framed"
+        elif self._layout == "fix":
+            text = "FIX messages"
         elif self._layout in tick_files.FORMATS:
             text = tick_files.TITLES[self._layout]
         else:
