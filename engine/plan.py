@@ -28,6 +28,7 @@ from engine.stores import NO_PASSWORDS, Passwords
 from workers.spec import (
     MAX_GROUP_FEEDS,
     CacheSettings,
+    CaptureSettings,
     FanoutSettings,
     FeedSpec,
     GatewaySettings,
@@ -256,6 +257,7 @@ def make_plan(
                     start_delay_s=config.engine.start_delay_s,
                     min_wait_us=wait_us,
                     folder=str(data_folder(config)),
+                    capture=_capture(config),
                 ),
                 ingest_words(group, ingest_rings[index]),
             )
@@ -307,6 +309,22 @@ def _recorder(config: Config, shared: dict[str, Any], rings: tuple[RingPlan, ...
         reliable=hold_back,
     )
     return WorkerPlan(settings, f"rings {_listed(ring.ring_id for ring in rings)} into {folder}")
+
+
+def _capture(config: Config) -> CaptureSettings | None:
+    section = config.capture
+    if not section.feeds:
+        return None
+    folder = Path(section.folder).expanduser().absolute() if section.folder else data_folder(config) / "wire"
+    return CaptureSettings(
+        folder=str(folder),
+        feeds=section.feeds,
+        compress=section.compress,
+        part_bytes=max(4096, parse_bytes(section.part_size)),
+        part_s=section.part_hours * 3600,
+        keep_bytes=parse_bytes(section.max_size),
+        queue_bytes=max(1 << 16, parse_bytes(section.queue_size)),
+    )
 
 
 def _historian(config: Config, shared: dict[str, Any], endpoint: str, passwords: Passwords) -> WorkerPlan:
@@ -403,6 +421,8 @@ def _feed_specs(config: Config) -> tuple[FeedSpec, ...]:
         first = Path(files[0]).name.split(".")[0][:56] if len(files) == 1 else ""
         speed: Any = config.replay.speed if config.replay.speed == "max" else float(config.replay.speed)
         options = {"files": files, "speed": speed, "loop": config.replay.loop, "merge": config.replay.merge}
+        if config.replay.faults:
+            options["faults"] = config.replay.faults
         sections.append(FeedSection(name=_unused(first or "replay", taken), source="replay", options=options))
     _check_groups(sections)
     return tuple(

@@ -410,6 +410,28 @@ class StorageSection(Struct, frozen=True, kw_only=True):
     )
 
 
+class CaptureSection(Struct, frozen=True, kw_only=True):
+    """What live feeds receive and send, written down as it is; `run --replay` plays it to the same records."""
+
+    feeds: Annotated[
+        tuple[str, ...], Meta(description='names of the feeds that are captured; "*" = every live one; empty = none')
+    ] = ()
+    folder: Annotated[str, Meta(description="where the files go; empty = wire/ in the engine's data folder")] = ""
+    compress: Annotated[
+        Literal["auto", "zstd", "none"],
+        Meta(description="auto: text with zstd (extra `replay`), packets not, so that every tool opens them"),
+    ] = "auto"
+    part_size: Annotated[ByteSize, Meta(description="size on disk at which a file is left for a new one")] = "256MiB"
+    part_hours: Annotated[float, Meta(gt=0, le=1e4, description="and its greatest age")] = 1.0
+    max_size: Annotated[ByteSize, Meta(description='of a feed; its oldest files go beyond this; "0" = no limit')] = (
+        "10GiB"
+    )
+    queue_size: Annotated[
+        ByteSize,
+        Meta(description="of a feed: what may wait for the disk; the newest beyond it are dropped and counted"),
+    ] = "64MiB"
+
+
 class RedisSection(Struct, frozen=True, kw_only=True):
     """Redis, filled from the journal (extra `redis`). Its password: TICKENGINE_REDIS_PASSWORD, or a credential."""
 
@@ -452,7 +474,7 @@ class SimulateSection(Struct, frozen=True, kw_only=True):
 
 
 class ReplaySection(Struct, frozen=True, kw_only=True):
-    """Captured data played back; what `--replay`, `--speed` and `--loop` set."""
+    """Captured data played back; what `--replay`, `--speed`, `--loop` and `--faults` set."""
 
     files: Annotated[
         tuple[str, ...],
@@ -467,6 +489,13 @@ class ReplaySection(Struct, frozen=True, kw_only=True):
     ] = "1"
     loop: Annotated[bool, Meta(description="begin again at the end")] = False
     merge: Annotated[bool, Meta(description="several captures by time; false: one after the other, as listed")] = True
+    faults: Annotated[
+        str,
+        Meta(
+            pattern=r"^([a-z_]+=[0-9.e+-]+)?(, *[a-z_]+=[0-9.e+-]+)*$",
+            description='messages damaged on purpose, by seed, such as "drop=0.01,reorder=0.001,seed=3"; empty = none',
+        ),
+    ] = ""
 
 
 class FeedSection(Struct, frozen=True, kw_only=True):
@@ -511,6 +540,7 @@ class Config(Struct, frozen=True, kw_only=True):
     supervisor: SupervisorSection = SupervisorSection()
     health: HealthSection = HealthSection()
     storage: StorageSection = StorageSection()
+    capture: CaptureSection = CaptureSection()
     redis: RedisSection = RedisSection()
     postgres: PostgresSection = PostgresSection()
     simulate: SimulateSection = SimulateSection()

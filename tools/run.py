@@ -11,6 +11,8 @@ import os
 import sys
 from typing import Final
 
+EXIT_USAGE: Final = 2
+
 # Option -> the setting it stands for.
 SETTINGS: Final = {
     "name": "engine.name",
@@ -18,6 +20,7 @@ SETTINGS: Final = {
     "replay": "replay.files",
     "speed": "replay.speed",
     "loop": "replay.loop",
+    "faults": "replay.faults",
     "start_delay": "engine.start_delay_s",
     "http_port": "http.port",
     "zmq_port": "zmq.base_port",
@@ -40,6 +43,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     add("--speed", metavar="1|N|max", help="replay as fast as recorded, N times that, or as fast as it goes (1)")
     add("--loop", action="store_const", const=True, help="begin the replay again when it has ended")
+    add(
+        "--faults",
+        metavar="NAME=SHARE,...",
+        help="damage the replay on purpose, by seed: drop, duplicate, delay (with delay_ms), reorder, corrupt, seed",
+    )
     add("--start-delay", metavar="SECONDS", help="wait before the first record, so that subscribers can connect (0)")
     add("--http-port", metavar="N", help="port of the HTTP API and the live page (8800)")
     add("--zmq-port", metavar="N", help="base of the ZeroMQ ports: raw N+1, msgpack N+11, JSON N+21 (8800)")
@@ -49,6 +57,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "examples:\n"
         "  tickengine run\n"
         "  tickengine run --replay day.dbn.zst --speed max --start-delay 2\n"
+        "  tickengine run --replay day.pcap --faults drop=0.01,seed=3\n"
         "  tickengine run --name second --http-port 9800 --zmq-port 9800\n\n"
         "Ctrl-C or SIGTERM stops it in order: feeds first, then what is in the rings is delivered. Twice: at once.\n\n"
         "exit status: 0 stopped in order, or replay done with --exit-when-done; 1 a fault of ours; 2 unusable options\n"
@@ -63,6 +72,8 @@ def run(args: argparse.Namespace) -> int:
     from engine.errors import EngineError
     from engine.main import run as run_engine
 
+    if args.faults is not None and not _checked(args.faults):
+        return EXIT_USAGE
     given = vars(args)
     overrides = {key: given[option] for option, key in SETTINGS.items() if given[option] is not None}
     try:
@@ -71,3 +82,16 @@ def run(args: argparse.Namespace) -> int:
         print(f"tickengine run: {error}", file=sys.stderr)
         return error.exit_status
     return run_engine(config)
+
+
+def _checked(faults: str) -> bool:
+    """Whether the engine would take them: said before it starts."""
+    from workers.errors import SettingsError
+    from workers.sources.faults import parse_faults
+
+    try:
+        parse_faults(faults)
+    except SettingsError as error:
+        print(f"tickengine run: --{error}", file=sys.stderr)
+        return False
+    return True

@@ -26,6 +26,7 @@ from shm.instruments import InstrumentTable
 from shm.layout import empty
 from shm.ring import RingWriter
 from shm.status import Counter, ProcessStatus
+from workers.captures import Captures
 from workers.errors import SettingsError
 from workers.feed import Feed, Publisher
 from workers.feed_group import FeedGroup, restore_from_ring
@@ -71,6 +72,7 @@ class Ingest:
         # A batch that was being published when its writer was killed must still be in the ring (workers/resume.py).
         self._batch = empty(min(settings.batch_slots, self._writer.depth_slots // 4))
         self._publisher = Publisher(self._writer, runtime.status)
+        self._captures = Captures(settings.capture, runtime.status)
         self._readable: list[int] = []  # descriptors of live feeds that have something
         self._groups: dict[str, FeedGroup] = {}
         try:
@@ -81,6 +83,7 @@ class Ingest:
                 if not feed.spec.added:  # of those that were, `serve` finds and says what can't work
                     feed.prepare()
         except BaseException:
+            self._captures.close()
             self._writer.close()
             raise
 
@@ -100,6 +103,7 @@ class Ingest:
             lambda published_ns, received_ns: find_newest(
                 settings.engine, settings.ring_id, spec.feed_id, published_ns, received_ns
             ),
+            self._captures.wire_of(spec, fresh=fresh),
         )
         seat = None
         if spec.group:
@@ -137,6 +141,7 @@ class Ingest:
                 report = group.step(now_ns, self._publisher, self._instruments.symbol)
                 if report is not None:
                     self._runtime.reply(report)
+            self._captures.count(now_ns)
             self._sleep(now_ns)
 
     def close(self) -> None:
@@ -144,6 +149,7 @@ class Ingest:
         now_ns = time.time_ns()
         for feed in self._feeds:
             feed.stop(now_ns, self._publisher)
+        self._captures.close()
         self._writer.close()
 
     def _delay(self) -> None:
@@ -192,6 +198,7 @@ class Ingest:
             else:
                 self._feeds.remove(feed)
                 feed.stop(now_ns, self._publisher)
+                self._captures.end(feed.spec)
                 self._leave_group(feed.spec)
         else:
             reply = Refused(request_id=command.request_id, error="not a command for ingest")

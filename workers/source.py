@@ -20,6 +20,7 @@ from shm.status import Counter
 from workers.errors import SettingsError
 from workers.resume import Newest
 from workers.spec import FeedReport, FeedSpec
+from workers.wire_log import WireLog
 
 # Name of a source in settings -> module, and the class or function in it that makes one. A module is imported when a
 # feed names it.
@@ -103,6 +104,7 @@ class SourceContext:
             worker that was killed had published last. None: there is no ring.
         newest: the feed's newest message among the ring's records that were published since the one time and received
             since the other, ns; None: there is no ring.
+        wire: writes down what a live source receives and sends (workers/wire_log.py). None: nobody does.
     """
 
     spec: FeedSpec
@@ -112,6 +114,7 @@ class SourceContext:
     folder: str = ""
     published: Callable[[], Iterator[np.ndarray]] | None = None
     newest: Callable[[int, int], Newest | None] | None = None
+    wire: WireLog | None = None
 
 
 def open_source(context: SourceContext) -> Source:

@@ -115,6 +115,19 @@ class RedundancySettings(_Spec, frozen=True, kw_only=True):
     backlog_records: Annotated[int, Meta(ge=64, le=1 << 20)] = 16_384  # kept of each standby (128 bytes each)
 
 
+class CaptureSettings(_Spec, frozen=True, kw_only=True):
+    """Where what live feeds receive is written down, and how it is cut (workers/capture_log.py)."""
+
+    folder: Annotated[str, Meta(min_length=1)]
+    feeds: tuple[str, ...] = ()  # of an engine: names of those that are captured; "*" = all that are live
+    compress: Literal["auto", "zstd", "none"] = "auto"  # auto: text with zstd, packets not
+    part_bytes: Annotated[int, Meta(ge=4096)] = 256 << 20  # a part ends at this size on disk ...
+    part_s: Annotated[float, Meta(gt=0)] = 3600.0  # ... or age
+    keep_bytes: Annotated[int, Meta(ge=0)] = 0  # of a feed; beyond it the oldest parts go; 0 = all are kept
+    flush_s: Annotated[float, Meta(gt=0, le=60)] = 0.25  # what is in memory no longer than this outlives a kill
+    queue_bytes: Annotated[int, Meta(ge=1 << 16)] = 64 << 20  # of a feed; beyond it the newest are dropped, counted
+
+
 class IngestSettings(WorkerSettings, frozen=True, kw_only=True):
     """workers.ingest: feeds into one ring."""
 
@@ -128,6 +141,7 @@ class IngestSettings(WorkerSettings, frozen=True, kw_only=True):
     start_delay_s: NotNegative = 0.0  # from ready to the first record, for subscribers to connect
     min_wait_us: NotNegative = 200.0  # least pause between two polls of a paced feed: latency against CPU time
     folder: str = ""  # of this engine alone: what sources keep beyond their process (budgets, published, FIX numbers)
+    capture: CaptureSettings | None = None  # None: nothing is written down
 
 
 class FanoutSettings(WorkerSettings, frozen=True, kw_only=True):

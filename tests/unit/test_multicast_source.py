@@ -20,6 +20,7 @@ from workers.source import SourceContext, open_source
 from workers.sources.multicast import MulticastSource, silent_lines
 from workers.sources.multicast_lines import interface_address
 from workers.spec import FeedSpec
+from workers.wire_log import WireLog
 
 pytestmark = pytest.mark.bare_kernel  # options of multicast sockets
 
@@ -35,7 +36,14 @@ def add(reference: int) -> bytes:
 class Stage:
     """A source with two lines, and a sender for each."""
 
-    def __init__(self, protocol: str = "mold-itch50", *, lines: int = 2, **options: Any) -> None:
+    def __init__(
+        self,
+        protocol: str = "mold-itch50",
+        *,
+        lines: int = 2,
+        log_of: Callable[[FeedSpec], WireLog] | None = None,
+        **options: Any,
+    ) -> None:
         feed = {name: options.pop(name) for name in ("data_types", "symbols") if name in options}
         self.to = [(group, free_port()) for group in GROUPS[:lines]]
         options = {
@@ -48,7 +56,8 @@ class Stage:
         }
         spec = FeedSpec(feed_id=3, name="m", source="multicast", options=options, **feed)
         self.ids: dict[str, int] = {}
-        source = open_source(SourceContext(spec, lambda symbol: self.ids.setdefault(symbol, len(self.ids))))
+        wire = log_of(spec) if log_of is not None else None
+        source = open_source(SourceContext(spec, lambda name: self.ids.setdefault(name, len(self.ids)), wire=wire))
         assert isinstance(source, MulticastSource)
         self.source = source
         self.socket = sender()

@@ -28,6 +28,7 @@ from workers.errors import SettingsError
 from workers.source import SourceContext, open_source
 from workers.sources.websocket import WebSocketSource
 from workers.spec import FeedSpec
+from workers.wire_log import WireLog
 
 DEADLINE_S = 60
 COMPARED = ("instrument_id", "record_type", "side", "source_sequence", "venue", "conditions")
@@ -37,10 +38,18 @@ BODY = slice(64, 128)
 class Feed:
     """A source and all that it has delivered."""
 
-    def __init__(self, symbols: tuple[str, ...], types: tuple[str, ...], **options: Any) -> None:
+    def __init__(
+        self,
+        symbols: tuple[str, ...],
+        types: tuple[str, ...],
+        *,
+        log_of: Callable[[FeedSpec], WireLog] | None = None,
+        **options: Any,
+    ) -> None:
         self.names: dict[str, int] = {}
         spec = FeedSpec(feed_id=3, name="live", source="websocket", symbols=symbols, data_types=types, options=options)
-        source = open_source(SourceContext(spec, lambda name: self.names.setdefault(name, len(self.names))))
+        wire = log_of(spec) if log_of is not None else None
+        source = open_source(SourceContext(spec, lambda name: self.names.setdefault(name, len(self.names)), wire=wire))
         assert isinstance(source, WebSocketSource)
         self.source = source
         self._batches = [empty(0)]

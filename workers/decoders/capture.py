@@ -14,9 +14,11 @@ import os
 import re
 from collections.abc import Callable, Mapping
 from datetime import UTC, date, datetime
+from importlib import import_module
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
+import msgspec
 import numpy as np
 
 from shm.layout import RECORD, Flag, Source
@@ -24,6 +26,7 @@ from workers.decoders import tick_files
 from workers.decoders.capture_file import CaptureFile, PairedLines
 from workers.decoders.fix_log import looks_like_fix
 from workers.decoders.protocol import Batch, Container, Counters, Decoder, FramingError, UnknownFormatError
+from workers.decoders.single import single_messages
 from workers.errors import SettingsError
 
 Intern = Callable[[str], int]
@@ -36,11 +39,18 @@ OPTIONS: Final = {
     "protocol": f"of the datagrams in a packet capture: {' or '.join(PROTOCOLS)}; default: found by content",
     "port": "UDP port to read in a packet capture; default: all",
     "date": "day that times count from, YYYY-MM-DD; default: of ITCH the capture's in New York, else the file's name",
-    "book": "true: quotes of the best prices, from ITCH orders and IEX DEEP price levels; default: false",
+    "book": "true: quotes of the best prices, from ITCH orders and IEX DEEP price levels; default: false, or as the "
+    "captured feed had it",
+    "arbitrate": "true: all packets of a capture are of one stream, in copies (lines A and B): the first wins; "
+    "default: false, but true in captures of our own",
+    "gap_wait_ms": "with arbitrate: how long a hole waits for another line's copy; default: 10, or as the feed had it",
     "symbol": "whose a Binance depth snapshot or a file of ticks is that does not say so; default: the file's name",
     "point": "Dukascopy: price of one unit; default: 0.00001, and 0.001 for JPY, RUB, HUF, metals and what is no pair",
     "venue": "venue code of the records; default: the format's own",
 }
+# Source of a feed that `tickengine capture` wrote as text -> module and class of its decoder.
+CAPTURED: Final = {"websocket": ("workers.venues.replayed", "VenueReplay")}
+HEAD_PORT: Final = 9  # UDP "discard" (RFC 863): where the packet goes that says what a capture of our own is of
 _PCAP_MAGICS: Final = tuple(map(bytes.fromhex, ("d4c3b2a1", "a1b2c3d4", "4d3cb2a1", "a1b23c4d", "0a0d0d0a")))
 _LINE: Final = re.compile(rb"\d{1,19} [\[{]")
 _ITCH_TYPES: Final = b"SRHYLVWKJhAFECXDUPQBINO"
@@ -99,6 +109,17 @@ def _looks_like_itch(head: bytes) -> bool:
     return seen > 0
 
 
+def head_of(payload: bytes) -> dict[str, Any] | None:
+    """The feed that a packet capture of our own is of, if this datagram says so."""
+    if not payload.startswith(b'{"t":"header"'):
+        return None
+    try:
+        feed = msgspec.json.decode(payload)["feed"]
+    except (msgspec.MsgspecError, KeyError, UnicodeDecodeError):
+        return None
+    return feed if isinstance(feed, dict) and isinstance(feed.get("options"), dict) else None
+
+
 def protocol_of(payload: bytes) -> str:
     """One of PROTOCOLS if the datagram is of it, else ""."""
     size = len(payload)
@@ -117,11 +138,31 @@ def protocol_of(payload: bytes) -> str:
     return "itch" if at == size else ""
 
 
+class Faults(Protocol):
+    """Damages what a capture holds before it is decoded (workers/sources/faults.py)."""
+
+    def apply(self, batch: Batch) -> Batch:
+        """What becomes of the next frames, each of which is one message."""
+
+    def finish(self) -> Batch:
+        """What was still held back at the end of the file."""
+
+
 class Capture:
     """One file being decoded. Not thread-safe."""
 
-    def __init__(self, path: str | os.PathLike[str], intern: Intern, options: Mapping[str, Any], feed_id: int) -> None:
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        intern: Intern,
+        options: Mapping[str, Any],
+        feed_id: int,
+        *,
+        after: Capture | None = None,
+        faults: Faults | None = None,
+    ) -> None:
         self._options = _checked(options)
+        self._faults = faults
         self._book = bool(self._options.get("book", False))
         self._symbols: dict[str, int] = {}
         self._intern = _remembering(intern, self._symbols)
@@ -129,6 +170,7 @@ class Capture:
         self._failure: FramingError | None = None
         self._truncated_bytes = 0
         self._ended = False
+        self._finished = False  # the decoder knows that the input has ended
         self.file: CaptureFile | PairedLines = CaptureFile(path)
         try:
             self._head = self.file.read()
@@ -143,6 +185,9 @@ class Capture:
             # Of the batch in hand: from where to where in the file, 0 to 1; its bytes; those decoded before it.
             self._span = (0.0, 0.0, 0, 0)
             self._begin()
+            if after is not None and type(after._decoder) is type(self._decoder):
+                self._decoder = after._decoder  # its books, numbering and counters go on
+                self._truncated_bytes = after._truncated_bytes
         except BaseException:
             self.file.close()
             raise
@@ -191,11 +236,23 @@ class Capture:
                     self._failure = self._container.error
                     self._ended = not len(batch.frames)
                 reached = self.file.progress
+            if self._faults is not None and len(batch.frames):
+                record_bytes = getattr(self._container, "record_bytes", 0)
+                batch = self._faults.apply(single_messages(batch, self._layout, record_bytes))
             if len(batch.frames):
                 self._span = self._span[1], reached, int(batch.frames["size"].sum()), self._decoder.counters.bytes
                 self._decoder.feed(batch.buffer, batch.frames)
                 return True
             self._ended = self._ended or self._failure is not None
+        if self._faults is not None:
+            batch = self._faults.finish()
+            if len(batch.frames):
+                self._decoder.feed(batch.buffer, batch.frames)
+                return True
+        if not self._finished and hasattr(self._decoder, "finish"):
+            self._finished = True
+            self._decoder.finish()
+            return True
         return False
 
     def _read(self) -> bytes:
@@ -218,7 +275,7 @@ class Capture:
             batch: Batch = self._container.feed(b"\n")
             self._ended = not len(batch.frames)
             return batch
-        self._truncated_bytes = left
+        self._truncated_bytes += left
         return Batch(b"", np.zeros(0, np.uint8))
 
     # ---- what it is -----------------------------------------------------------------------------------------------
@@ -267,15 +324,15 @@ class Capture:
             self._begin_jsonl(stamp)
 
     def _begin_packets(self, stamp: dict[str, Any]) -> None:
+        self._take_packets()
+        self._take_head()
         protocol = str(self._options.get("protocol", ""))
         ports: set[int] = set()
-        seen = 0
-        while not protocol:
-            piece = self._read()
-            if not piece:
+        seen = probed = 0
+        while not protocol and seen < _PROBE_DATAGRAMS:
+            if probed == len(self._waiting) and not self._take_packets():
                 break
-            batch = self._container.feed(piece)
-            self._waiting.append((batch, self.file.progress))
+            batch, probed = self._waiting[probed][0], probed + 1
             for frame in batch.frames[: _PROBE_DATAGRAMS - seen]:
                 first = int(frame["offset"])
                 protocol = protocol_of(batch.buffer[first : first + int(frame["size"])])
@@ -283,10 +340,6 @@ class Capture:
                 seen += 1
                 if protocol:
                     break
-            if self._container.error is not None:
-                self._failure = self._container.error
-            if seen >= _PROBE_DATAGRAMS or self._failure is not None:
-                break
         if protocol == "iex":
             from workers.decoders._iex import IexDecoder
 
@@ -303,6 +356,43 @@ class Capture:
                 f"packet capture: {seen} UDP datagrams{where}, none of IEX-TP or MoldUDP64/ITCH 5.0"
             )
         self._protocol = protocol
+        if self._options.get("arbitrate"):
+            from workers.decoders.arbitrated import ArbitratedDecoder
+
+            self._decoder = ArbitratedDecoder(self._decoder, protocol, float(self._options.get("gap_wait_ms", 10.0)))
+
+    def _take_packets(self) -> bool:
+        """One more piece of the file among what waits; False = there is none."""
+        if self._failure is not None:
+            return False
+        piece = self._read()
+        if not piece:
+            return False
+        self._waiting.append((self._container.feed(piece), self.file.progress))
+        self._failure = self._container.error
+        return True
+
+    def _take_head(self) -> None:
+        """A packet capture of our own begins with a packet that says what it is of: decoded as that feed was, unless
+        the options say otherwise."""
+        if not self._waiting or not len(self._waiting[0][0].frames):
+            return
+        batch, reached = self._waiting[0]
+        frame = batch.frames[0]
+        start = int(frame["offset"])
+        captured = head_of(batch.buffer[start : start + int(frame["size"])]) if frame["port"] == HEAD_PORT else None
+        if captured is None:
+            return
+        self._waiting[0] = Batch(batch.buffer, batch.frames[1:]), reached
+        had = captured["options"]
+        try:
+            wait_ms = float(had.get("gap_wait_ms", 10.0))
+            if had.get("rerequest"):
+                wait_ms += float(had.get("rerequest_timeout_ms", 100.0)) * (1 + int(had.get("rerequest_retries", 3)))
+        except (TypeError, ValueError):
+            return  # somebody has changed it
+        self._book = bool(self._options.get("book", had.get("book", True)))
+        self._options = _checked({"arbitrate": True, "gap_wait_ms": wait_ms, **self._options})
 
     def _begin_messages(self, sample: bytes, stamp: dict[str, Any]) -> None:
         if b'"sequence_num":' in sample and b'"channel":' in sample:
@@ -332,6 +422,9 @@ class Capture:
                 break
             self._waiting.append((self._container.feed(piece), self.file.progress))
             exchange = str(self._container.exchange).upper()
+            if self._container.captured:
+                self._begin_captured(self._container.captured)
+                return
             if self._waiting[-1][0].frames.size:
                 break
         if exchange.startswith("BINANCE"):
@@ -358,6 +451,17 @@ class Capture:
             raise UnknownFormatError(
                 f"WebSocket capture of {exchange or 'an exchange without a name'}: no decoder for it"
             )
+
+    def _begin_captured(self, captured: Mapping[str, Any]) -> None:
+        """A capture of our own: decoded by what its feed was decoded by."""
+        source = captured.get("source")
+        if source not in CAPTURED:
+            known = ", ".join(sorted(CAPTURED))
+            raise UnknownFormatError(f"capture of a feed from source {source!r}: no decoder for it; there is {known}")
+        module, name = CAPTURED[source]
+        self._decoder = getattr(import_module(module), name)(
+            captured, self._intern, feed_id=self._feed_id, venue=self._options.get("venue")
+        )
 
     @property
     def container(self) -> Container:
@@ -386,7 +490,7 @@ class Capture:
         elif self._layout in tick_files.FORMATS:
             text = tick_files.TITLES[self._layout]
         else:
-            venue = type(self._decoder).__name__.removesuffix("Decoder")
+            venue = getattr(self._decoder, "venue", "").title() or type(self._decoder).__name__.removesuffix("Decoder")
             text = f"{venue} WebSocket messages, {'timed lines' if self._layout == 'lines' else 'jsonl capture'}"
         return f"{text} ({self.file.compression})" if self.file.compression else text
 
@@ -451,14 +555,23 @@ class Capture:
 
 
 def open_capture(
-    path: str | os.PathLike[str], *, intern: Intern, options: Mapping[str, Any] | None = None, feed_id: int = 0
+    path: str | os.PathLike[str],
+    *,
+    intern: Intern,
+    options: Mapping[str, Any] | None = None,
+    feed_id: int = 0,
+    after: Capture | None = None,
+    faults: Faults | None = None,
 ) -> Capture:
     """Opens a capture file; `intern(symbol) -> instrument id`; `options`: see OPTIONS.
+
+    `after`: the capture that this one is the next part of (workers.capture_files.follows): its decoder goes on, and
+    so do its counters. `faults`: what is done to the messages before they are decoded.
 
     Raises OSError, SettingsError for an option that cannot be, UnknownFormatError for content without a decoder, and
     FramingError if the file is damaged before its first message.
     """
-    return Capture(path, intern, options or {}, feed_id)
+    return Capture(path, intern, options or {}, feed_id, after=after, faults=faults)
 
 
 def describe_capture(path: str | os.PathLike[str], *, options: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -512,8 +625,10 @@ def _checked(options: Mapping[str, Any]) -> dict[str, Any]:
             raise SettingsError(f"option port = {value!r}: a UDP port, 0 = all")
         if key == "point" and not _is_positive(value):
             raise SettingsError(f"option point = {value!r}: a number greater than 0")
-        if key == "book" and not isinstance(value, bool):
-            raise SettingsError(f"option book = {value!r}: true or false")
+        if key in ("book", "arbitrate") and not isinstance(value, bool):
+            raise SettingsError(f"option {key} = {value!r}: true or false")
+        if key == "gap_wait_ms" and not (isinstance(value, int | float) and 0 <= value <= 1e7):
+            raise SettingsError(f"option gap_wait_ms = {value!r}: milliseconds, 0 to 10000000")
         if key == "venue" and not (isinstance(value, str) and value.isascii() and len(value) <= 8):
             raise SettingsError(f"option venue = {value!r}: at most 8 ASCII characters")
     if isinstance(found.get("date"), str):

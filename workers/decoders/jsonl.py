@@ -4,20 +4,26 @@ A container (`workers.decoders.protocol`) used by `capture`: reads no file. `rec
 receive time in seconds; `conn` names the connection. Of the http answers only whole books become frames, in the words
 of the venue's stream: of Binance {"stream": "SYMBOL@depth", "data": BODY}, of Bitstamp
 {"event": "picture", "channel": "diff_order_book_PAIR", "data": BODY}.
+
+A capture of our own (workers/capture_log.py) has more: `ns` beside `ts`, and a header with the `feed` it is of.
+Its connects, losses, snapshots and dropped messages become frames too, marked as NOTE: the line itself.
 """
 
 from __future__ import annotations
 
+import base64
+import binascii
 import re
 from collections import Counter
-from typing import Final
+from typing import Any, Final, NamedTuple
 
 import msgspec
 import numpy as np
 
-from workers.decoders.protocol import FRAME, Batch, FramingError, many_frames
+from workers.decoders.protocol import FRAME, NOTE, Batch, FramingError, many_frames
 
 LINE_MAX_BYTES: Final = 1 << 26
+_NOTED: Final = ("connect", "disconnect", "ask", "http", "dropped")
 _DEPTH_URL: Final = re.compile(r"/depth\?(?:.*&)?symbol=([A-Za-z0-9_.-]{1,32})(?:&|$)")
 
 _PICTURE_URL: Final = re.compile(r"bitstamp\.net/api/v2/order_book/([a-z0-9]{1,24})/?(?:\?|$)")
@@ -32,13 +38,22 @@ class Line(msgspec.Struct):
     data: str = ""
     url: str = ""
     exchange: str = ""
+    ns: int = 0
+    b64: str = ""  # instead of data, where that is no text
+    feed: dict[str, Any] = {}
 
 
 class JsonlReader:
-    """Cuts a `.jsonl` capture into text frames. `exchange` is "" until the header line was read."""
+    """Cuts a `.jsonl` capture into text frames.
+
+    Attributes:
+        exchange: "" until the header line was read.
+        captured: the feed that a capture of our own is of; {} in those of others.
+    """
 
     def __init__(self) -> None:
         self.exchange = ""
+        self.captured: dict[str, Any] = {}
         self._rest = b""
         self._offset = 0
         self._error: FramingError | None = None
@@ -65,25 +80,24 @@ class JsonlReader:
             return Batch(b"", np.zeros(0, FRAME))
         lines = (self._rest + data).split(b"\n")
         self._rest = lines.pop()
-        messages: list[bytes] = []
-        times: list[int] = []
-        connections: list[int] = []
+        found = _Found([], [], [], [])
         for line in lines:
             self._offset += len(line) + 1
             if line.strip():
-                self._line(line, messages, times, connections)
+                self._line(line, found)
         if len(self._rest) > LINE_MAX_BYTES:
             self._error = FramingError("jsonl", self._offset, f"a line of more than {LINE_MAX_BYTES >> 20} MiB")
-        batch = many_frames(messages, times)
-        batch.frames["port"] = connections
+        batch = many_frames(found.messages, found.times)
+        batch.frames["port"] = found.connections
+        batch.frames["reserved"] = found.kinds
         return batch
 
-    def _line(self, text: bytes, messages: list[bytes], times: list[int], connections: list[int]) -> None:
+    def _line(self, text: bytes, found: _Found) -> None:
         try:
             line = self._decoder.decode(text)
-            ts_receive = round(line.ts * 1e6) * 1000  # a float of seconds says microseconds and no more
-            data = line.data.encode()
-        except (msgspec.MsgspecError, ValueError, OverflowError):
+            ts_receive = line.ns or round(line.ts * 1e6) * 1000  # a float of seconds says microseconds and no more
+            data = base64.b64decode(line.b64, validate=True) if line.b64 else line.data.encode()
+        except (msgspec.MsgspecError, binascii.Error, ValueError, OverflowError):
             self._passed["lines that are not JSON"] += 1
             return
         if not -(2**63) <= ts_receive < 2**63:
@@ -91,14 +105,37 @@ class JsonlReader:
             return
         if line.t == "header":
             self.exchange = self.exchange or line.exchange
-        if line.t == "http":
+            self.captured = self.captured or line.feed
+        if self.captured:
+            if line.t == "recv":
+                number = int(line.conn) if line.conn.isdecimal() and len(line.conn) < 6 else 0
+                found.add(data, ts_receive, number & 0xFFFF, 0)
+                return
+            if line.t in _NOTED:
+                found.add(text, ts_receive, 0, NOTE)
+                return
+        elif line.t == "http":
             data = _book(line.url, data)
         if line.t == "recv" or (line.t == "http" and data):
-            messages.append(data)
-            times.append(ts_receive)
-            connections.append(self._connections.setdefault(line.conn, len(self._connections)) & 0xFFFF)
+            number = self._connections.setdefault(line.conn, len(self._connections))
+            found.add(data, ts_receive, number & 0xFFFF, 0)
         else:
             self._passed[f"{line.t or '?'} lines"[:40]] += 1
+
+
+class _Found(NamedTuple):
+    """Frames of a batch, column by column."""
+
+    messages: list[bytes]
+    times: list[int]
+    connections: list[int]
+    kinds: list[int]
+
+    def add(self, data: bytes, ts_receive: int, connection: int, kind: int) -> None:
+        self.messages.append(data)
+        self.times.append(ts_receive)
+        self.connections.append(connection)
+        self.kinds.append(kind)
 
 
 def _book(url: str, body: bytes) -> bytes:

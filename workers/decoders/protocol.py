@@ -16,9 +16,11 @@ import numpy as np
 from workers.errors import DecodeError
 
 # One frame: a datagram, a text message, or a run of whole messages of a stream. C twin: struct tk_frame in frames.h.
+# `reserved` is 0; NOTE: no message but a line of a capture about its connection, for decoders that ask for these.
 FRAME: Final = np.dtype(
     [("offset", "<u8"), ("size", "<u4"), ("port", "<u2"), ("reserved", "<u2"), ("ts_receive", "<i8")],
 )
+NOTE: Final = 1
 
 
 class FramingError(DecodeError):

@@ -161,7 +161,7 @@ class RunReader:
 
     def __init__(self, record_bytes: int = 0) -> None:
         """0 = lines."""
-        self._size = record_bytes
+        self.record_bytes = record_bytes
         self._rest = b""
         self._offset = 0
         self._error: FramingError | None = None
@@ -185,10 +185,10 @@ class RunReader:
         if self._error is not None:
             return Batch(b"", frames)
         buffer = self._rest + data if self._rest else data
-        end = len(buffer) - len(buffer) % self._size if self._size else buffer.rfind(b"\n") + 1
+        end = len(buffer) - len(buffer) % self.record_bytes if self.record_bytes else buffer.rfind(b"\n") + 1
         self._rest = buffer[end:]
         self._offset += end
-        if not self._size and len(self._rest) > LINE_MAX_BYTES:
+        if not self.record_bytes and len(self._rest) > LINE_MAX_BYTES:
             self._error = FramingError("lines", self._offset, f"a line of more than {LINE_MAX_BYTES >> 20} MiB")
         if end:
             frames = np.zeros(1, FRAME)

@@ -4,7 +4,8 @@
 Also joins groups, which the platforms' `socket` modules can't do alike. Called by multicast_lines.py.
 """
 
-from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy
 from workers._arbitration cimport Arbiter, arbiter_t
 
@@ -12,6 +13,19 @@ import os
 
 
 cdef extern from "workers/sources/multicast.h" nogil:
+    enum:
+        MC_BATCH
+        MC_PCAP_BYTES
+        MC_HEADERS_BYTES
+
+    ctypedef struct mc_tap "struct mc_tap":
+        uint8_t *data
+        size_t room
+        size_t used
+        uint32_t count
+        uint32_t group
+        uint16_t port
+
     ctypedef struct mc_socket "struct mc_socket":
         int fd
         unsigned line
@@ -19,6 +33,7 @@ cdef extern from "workers/sources/multicast.h" nogil:
         uint64_t kernel_drops
         uint64_t truncated
         uint64_t unstamped
+        mc_tap tap
 
     int mc_join(int fd, uint32_t group, uint32_t interface, uint32_t source)
     int mc_stamp(int fd)
@@ -54,6 +69,36 @@ cdef class Receiver:
     def __init__(self, int fd, unsigned line):
         self.state.fd = fd
         self.state.line = line
+
+    def __dealloc__(self):
+        free(self.state.tap.data)
+
+    def tap(self, bytes group not None, int port, size_t slot_bytes):
+        """From now on `tapped` gives what was received, as packets to this address (packed) and port; datagrams have at
+        most `slot_bytes`."""
+        if len(group) != 4 or not 0 <= port <= 65535:
+            raise ValueError("a packed IPv4 address and a port")
+        if self.state.tap.data != NULL:
+            raise ValueError("is tapped")
+        cdef size_t room = MC_BATCH * (slot_bytes + MC_PCAP_BYTES + MC_HEADERS_BYTES)
+        cdef uint8_t *data = <uint8_t *>malloc(room)
+        if data == NULL:
+            raise MemoryError(f"{room} bytes")
+        cdef bytes number = port.to_bytes(2, "big")
+        memcpy(&self.state.tap.group, <const char *>group, 4)
+        memcpy(&self.state.tap.port, <const char *>number, 2)
+        self.state.tap.room = room
+        self.state.tap.data = data
+
+    def tapped(self):
+        """(records of a pcap file, how many) of what was received since; to be called after each `receive`."""
+        cdef mc_tap *tap = &self.state.tap
+        if not tap.count:
+            return b"", 0
+        cdef bytes records = (<const char *>tap.data)[: tap.used]
+        count = tap.count
+        tap.used = tap.count = 0
+        return records, count
 
     def receive(self, Arbiter arbiter not None, int64_t now_ns):
         """Takes a batch of what is there, at most what slots are free; returns how many datagrams. OSError."""

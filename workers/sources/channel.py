@@ -23,6 +23,7 @@ from workers.feed_health import FeedHealth
 from workers.session import CONNECTED, Do, Limits, Session, State, Verdict
 from workers.sources.polled_loop import PolledLoop
 from workers.venues.dialect import Connection, Control, ControlKind, Dialect, Request
+from workers.wire_log import WireLog
 
 MAX_REASON_CHARS: Final = 200
 _LASTING_STATUS: Final = (400, 401, 403, 404)
@@ -58,7 +59,15 @@ class Ended(NamedTuple):
     verdict: Verdict
 
 
-Item = Message | Told | Ended
+class Picture(NamedTuple):
+    """A snapshot of a book came over HTTP, in its place among the messages."""
+
+    symbol: str
+    body: bytes
+    ts_receive: int
+
+
+Item = Message | Told | Ended | Picture
 
 
 class Channel:
@@ -77,9 +86,12 @@ class Channel:
         cadence: Cadence,
         health: FeedHealth,
         clock: Callable[[], int],
+        log: WireLog | None = None,
     ) -> None:
-        """Nothing is connected yet."""
+        """Nothing is connected yet. `log` writes down what goes over the wire."""
         self.number = number
+        self._name = str(number)
+        self._log = log
         self.connection = connection
         self.session = session
         self.cadence = cadence
@@ -126,7 +138,10 @@ class Channel:
             self._outbox.extend(self._dialect.subscribe(self.connection.streams))
             self._set_repeat(now_ns)
         while self._outbox and now_ns >= self._next_send_ns and self._wire is not None:
-            self._wire.send(self._outbox.popleft().message)
+            request = self._outbox.popleft()
+            self._wire.send(request.message)
+            if self._log is not None:
+                self._log.sent(self._name, request.message, self._clock(), secret=request.secret)
             self._next_send_ns = now_ns + round(self._dialect.REQUEST_GAP_S * 1e9)
         if (
             self._wire is not None
@@ -165,7 +180,7 @@ class Channel:
                 self._wire = _Wire(self, self.attempt)
                 self._task = self._loop.spawn(self._connect(self._wire))
             elif action is Do.LOGIN:
-                self._ask(self._dialect.login())
+                self._ask([request._replace(secret=True) for request in self._dialect.login()])
             elif action is Do.SUBSCRIBE:
                 self._subscribe(now_ns)
             elif action is Do.CLOSE:
@@ -184,6 +199,8 @@ class Channel:
         if attempt == self.attempt:
             now_ns = self._clock()
             self._message_ns = self._pinged_ns = now_ns
+            if self._log is not None:
+                self._log.connected(self._name, now_ns, url=self.connection.url, again=self.was_up)
             self._dialect.opened(self.number)
             if self.session.connects:
                 self._health.reconnected(now_ns)
@@ -196,6 +213,8 @@ class Channel:
         now_ns = self._clock()
         self._message_ns = now_ns
         self.bytes_received += len(data)
+        if self._log is not None:
+            self._log.received(self._name, data, now_ns)
         self.session.message(now_ns)
         self._inbox.append(Message(self, attempt, data, now_ns))
 
@@ -287,6 +306,8 @@ class Channel:
             self._task.cancel()
         if wire is not None:
             wire.end()
+            if self._log is not None:
+                self._log.lost(self._name, now_ns, self.session.why)
 
     async def _connect(self, wire: _Wire) -> None:
         options = self._dialect.options

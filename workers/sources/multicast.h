@@ -28,6 +28,18 @@
 
 enum { MC_BATCH = 128, MC_CONTROL_BYTES = 128 };
 
+/* What arrives, once more, as records of a pcap file: 16 bytes of header (little-endian, ns), then IPv4, UDP and the
+ * payload. Off while `data` is NULL; whoever owns it takes the records after each mc_receive. */
+enum { MC_PCAP_BYTES = 16, MC_HEADERS_BYTES = 28 };
+
+struct mc_tap {
+    uint8_t *data;
+    size_t room, used;         /* bytes; room is for MC_BATCH of the longest datagrams */
+    uint32_t count;            /* packets in it */
+    uint32_t group;            /* address and port that the packets went to, in network order */
+    uint16_t port;
+};
+
 struct mc_socket {
     int fd;
     unsigned line;
@@ -35,7 +47,49 @@ struct mc_socket {
     uint64_t kernel_drops;     /* datagrams thrown away by a full socket buffer */
     uint64_t truncated;        /* datagrams longer than a slot */
     uint64_t unstamped;        /* datagrams without the kernel's time */
+    struct mc_tap tap;
 };
+
+static void mc_le32(uint8_t *p, uint32_t value) {
+    for (int i = 0; i < 4; i++) p[i] = (uint8_t)(value >> (8 * i));
+}
+
+static void mc_be16(uint8_t *p, uint32_t value) {
+    p[0] = (uint8_t)(value >> 8);
+    p[1] = (uint8_t)value;
+}
+
+/* One datagram as a packet. The IP header (RFC 791) is made up but for addresses; its checksum is right, that of UDP is 0,
+ * which means that there is none (RFC 768). */
+static void mc_tap_put(struct mc_tap *tap, const uint8_t *payload, uint32_t size, const struct sockaddr_in *from,
+                       int64_t ts_ns) {
+    uint32_t length = MC_HEADERS_BYTES + size;
+    if (length > 65535 || tap->room - tap->used < MC_PCAP_BYTES + (size_t)length) return;
+    uint8_t *p = tap->data + tap->used;
+    mc_le32(p, (uint32_t)(ts_ns / 1000000000));
+    mc_le32(p + 4, (uint32_t)(ts_ns % 1000000000));
+    mc_le32(p + 8, length);
+    mc_le32(p + 12, length);
+    p += MC_PCAP_BYTES;
+    memset(p, 0, MC_HEADERS_BYTES);
+    p[0] = 0x45;
+    mc_be16(p + 2, length);
+    p[6] = 0x40;  /* don't fragment */
+    p[8] = 1;     /* time to live */
+    p[9] = 17;    /* UDP */
+    memcpy(p + 12, &from->sin_addr.s_addr, 4);
+    memcpy(p + 16, &tap->group, 4);
+    uint32_t sum = 0;
+    for (int i = 0; i < 20; i += 2) sum += (uint32_t)p[i] << 8 | p[i + 1];
+    sum = (sum & 0xFFFF) + (sum >> 16);
+    mc_be16(p + 10, ~(sum + (sum >> 16)) & 0xFFFF);
+    memcpy(p + 20, &from->sin_port, 2);
+    memcpy(p + 22, &tap->port, 2);
+    mc_be16(p + 24, 8 + size);
+    memcpy(p + MC_HEADERS_BYTES, payload, size);
+    tap->used += MC_PCAP_BYTES + length;
+    tap->count++;
+}
 
 /* Addresses in network order; `source` 0 = every sender's. Returns 0 or errno. */
 static int mc_join(int fd, uint32_t group, uint32_t interface, uint32_t source) {
@@ -111,6 +165,7 @@ static inline void mc_take(struct mc_socket *s, struct arbiter *a, uint32_t slot
         arb_drop(a, slot);
         return;
     }
+    if (s->tap.data) mc_tap_put(&s->tap, arb_slot(a, slot), size, header->msg_name, ts_ns);
     arb_offer(a, s->line, slot, size, ts_ns, now_ns);
 }
 
@@ -120,6 +175,7 @@ static int mc_receive(struct mc_socket *s, struct arbiter *a, int64_t now_ns) {
     if (!room) return 0;
     struct iovec part[MC_BATCH];
     uint32_t slot[MC_BATCH];
+    struct sockaddr_in from[MC_BATCH];
     _Alignas(struct cmsghdr) char control[MC_BATCH][MC_CONTROL_BYTES];
 #ifdef TK_MC_LINUX
     struct mmsghdr message[MC_BATCH];
@@ -129,6 +185,8 @@ static int mc_receive(struct mc_socket *s, struct arbiter *a, int64_t now_ns) {
         part[i] = (struct iovec){arb_slot(a, slot[i]), a->slot_bytes};
         message[i].msg_hdr.msg_iov = &part[i];
         message[i].msg_hdr.msg_iovlen = 1;
+        message[i].msg_hdr.msg_name = &from[i];
+        message[i].msg_hdr.msg_namelen = sizeof from[i];
         message[i].msg_hdr.msg_control = control[i];
         message[i].msg_hdr.msg_controllen = MC_CONTROL_BYTES;
     }
@@ -145,6 +203,8 @@ static int mc_receive(struct mc_socket *s, struct arbiter *a, int64_t now_ns) {
         part[i] = (struct iovec){arb_slot(a, slot[i]), a->slot_bytes};
         header.msg_iov = &part[i];
         header.msg_iovlen = 1;
+        header.msg_name = &from[i];
+        header.msg_namelen = sizeof from[i];
         header.msg_control = control[i];
         header.msg_controllen = MC_CONTROL_BYTES;
         ssize_t size = recvmsg(s->fd, &header, MSG_DONTWAIT);

@@ -35,8 +35,17 @@ from workers._arbitration import MAX_LINES, PROTOCOLS, Arbiter
 from workers.arbitration import MOLD_SESSION_BYTES, HolePolicy, Recovery
 from workers.errors import SettingsError, SourceError
 from workers.source import SourceContext, read_options
-from workers.sources.multicast_lines import LineOptions, LineSocket, check_host, check_lines, open_line, open_rerequest
+from workers.sources.multicast_lines import (
+    Line,
+    LineOptions,
+    LineSocket,
+    check_host,
+    check_lines,
+    open_line,
+    open_rerequest,
+)
 from workers.sources.selection import Selection
+from workers.wire_log import WireLog
 
 log = logging.getLogger("multicast")
 
@@ -87,6 +96,7 @@ class MulticastSource:
                 f"{options.window * options.max_datagram:,} bytes; must be at most {MAX_WINDOW_BYTES:,}"
             )
         self._selection = Selection(context)
+        self._wire = context.wire
         self.errors = 0
         self.gaps = 0
         self.bytes_received = 0
@@ -120,6 +130,8 @@ class MulticastSource:
             if server is not None:
                 self._server = open_rerequest(*server, MAX_LINES, REREQUEST_RCVBUF_BYTES)
                 self._sockets.append(self._server)
+            if self._wire is not None:
+                self._tap(self._wire, lines)
             for opened in self._sockets:
                 self._selector.register(opened.fd, selectors.EVENT_READ)
             self._go_on_from(*self._report.position())
@@ -160,12 +172,23 @@ class MulticastSource:
         busy = False
         for line in self._sockets:
             try:
-                busy |= line.receive(self._arbiter, now_ns) > 0
+                got = line.receive(self._arbiter, now_ns)
+                busy |= got > 0
+                if got and self._wire is not None:
+                    self._wire.packets(line.name, *line.tapped())
             except ConnectionError as error:  # the re-request server is not there; the hole's retries deal with it
                 log.debug("feed %s: re-request server: %s", self._name, error)
             except OSError as error:
                 raise SourceError(f"receiving: {error.strerror or error}") from None
         return busy
+
+    def _tap(self, wire: WireLog, lines: tuple[Line, ...]) -> None:
+        for line, opened in zip(lines, self._sockets, strict=False):
+            opened.tap(self._options.max_datagram, line.group, line.port)
+        if self._server is not None:
+            self._server.tap(self._options.max_datagram)
+        for opened in self._sockets:
+            wire.packets(opened.name, b"", 0)
 
     def _mind_holes(self, now_ns: int) -> None:
         if not self._arbiter.held:

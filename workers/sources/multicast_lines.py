@@ -137,10 +137,22 @@ class LineSocket:
         self.fd = sock.fileno()
         stamp(self.fd)
         self._receiver = Receiver(self.fd, number)
+        self.name = name
 
     def receive(self, arbiter: Arbiter, now_ns: int) -> int:
         """A batch of what is there; returns how many datagrams. OSError."""
         return self._receiver.receive(arbiter, now_ns)
+
+    def tap(self, max_datagram: int, group: bytes = b"", port: int = 0) -> None:
+        """From now on `tapped` has what `receive` took; it went to that group, or to the socket's own address."""
+        if not group:
+            address, port = self._socket.getsockname()
+            group = socket.inet_aton(address)
+        self._receiver.tap(group, port, max_datagram)
+
+    def tapped(self) -> tuple[bytes, int]:
+        """(records of a pcap file, how many) of what was received last; once after each `receive`."""
+        return self._receiver.tapped()
 
     def discard(self) -> int:
         """Throw away what is there; returns how many datagrams."""

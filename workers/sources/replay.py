@@ -21,6 +21,7 @@ bounded amount a poll, so that the worker's heart goes on beating.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
@@ -38,12 +39,16 @@ from shm.layout import (
     StatusCode,
     empty,
 )
+from workers.capture_files import chains
 from workers.decoders.tick_files import without_books
 from workers.errors import SourceError
 from workers.source import SourceContext, read_options
+from workers.sources.faults import FaultOptions, ReplayFaults
 from workers.sources.merge import merge_by_time
 from workers.sources.replay_file import ReplayFile, first_recorded_ns, recorded_ns
 from workers.sources.selection import Selection
+
+log = logging.getLogger("replay")
 
 CHUNK_SLOTS: Final = 4096
 SKIP_CHUNKS_PER_POLL: Final = 16
@@ -61,6 +66,7 @@ class ReplayOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     max_gap_s: Annotated[float, Meta(ge=0)] = 0.0  # longer pauses in the recording are shortened to this; 0 = kept
     merge: bool = True  # several files as one stream, by time; false: one after the other, as listed
     decoder: dict[str, Any] = {}  # options of the decoder, see workers/decoders/capture.py
+    faults: FaultOptions | str = ""  # done to raw messages before they are decoded; a table, or "drop=0.01,seed=3"
 
 
 class ReplaySource:
@@ -70,7 +76,9 @@ class ReplaySource:
         """Check the options; files are opened by the polls. SettingsError for what can't work."""
         self._options = read_options(context.spec, ReplayOptions)
         self._context = context
-        self._files = without_books([Path(name) for name in self._options.files])
+        self._files = chains(without_books([Path(name) for name in self._options.files]))
+        self._faults = ReplayFaults(self._options.faults, context) if self._options.faults != "" else None
+        self._opened_before = 0  # files of the passes before this one
         self._selection = Selection(context)
         self.errors = 0
         self.gaps = 0
@@ -79,7 +87,7 @@ class ReplaySource:
         self.next_due_ns: int | None = 0
         self._open: list[ReplayFile] = []
         self._done = 0  # files of the pass that have ended
-        self._last_ended = self._files[-1]
+        self._last_ended = self._files[-1][-1]
         self._first_ns: list[int] = []  # when the first record of each file was recorded, as far as that is known
         self._to_look = self._files if self._options.merge and len(self._files) > 1 else []
         self._begun_share = 0.0  # of the pass, before the batch in hand
@@ -163,8 +171,8 @@ class ReplaySource:
     def _look_at_some(self, now_ns: int) -> None:
         """Find out when files begin, a few at a time, so that the worker's heart goes on beating."""
         self.next_due_ns = now_ns
-        for path in self._to_look[len(self._first_ns) :][:LOOKS_PER_POLL]:
-            self._first_ns.append(first_recorded_ns(path, self._options.decoder))
+        for parts in self._to_look[len(self._first_ns) :][:LOOKS_PER_POLL]:
+            self._first_ns.append(first_recorded_ns(parts[0], self._options.decoder))
 
     def skip(self, records: int) -> None:
         """See `Source.skip`; done by the next polls, which return 0 meanwhile."""
@@ -241,10 +249,13 @@ class ReplaySource:
                 since_end += len(batch)
                 yield batch
             yield _finish(end, self._last_ended, since_end)
+            if self._faults is not None:
+                log.warning("feed %s: faults on purpose: %s", self._context.spec.name, self._faults.counts)
             if not self._options.loop:
                 return
             if total == 0:
                 raise SourceError("nothing to loop over: the files hold no record")
+            self._opened_before += len(self._files)
             self._clock.pause(PAUSE_BETWEEN_PASSES_NS)
 
     def _listed(self) -> Iterator[tuple[np.ndarray, bool]]:
@@ -269,6 +280,8 @@ class ReplaySource:
             self._context,
             self._selection,
             self._options.decoder,
+            number=self._opened_before + number,
+            faults=self._faults,
             counted=self._count,
             ended=self._file_ended,
         )

@@ -1,4 +1,5 @@
-"""One capture file of a replay: the records that its feed wants, batch by batch, damage and counters included.
+"""One capture file of a replay, or the parts of one capture: the records that its feed wants, batch by batch, damage
+and counters included.
 
 Made by the replay source (`replay.py`), which decides when a file is opened and in which order records of several files
 go out (`merge.py`). Knows no pace and no other file.
@@ -14,9 +15,10 @@ from typing import Any, Final
 import numpy as np
 
 from shm.layout import empty
-from workers.decoders.capture import open_capture
+from workers.decoders.capture import Capture, open_capture
 from workers.decoders.protocol import FramingError
 from workers.source import SourceContext
+from workers.sources.faults import FaultInjector, ReplayFaults
 from workers.sources.selection import Selection
 
 log = logging.getLogger("replay")
@@ -32,18 +34,29 @@ class ReplayFile:
 
     def __init__(
         self,
-        path: Path,
+        parts: tuple[Path, ...],
         context: SourceContext,
         selection: Selection,
         options: Mapping[str, Any],
         *,
+        number: int = 0,
+        faults: ReplayFaults | None = None,
         counted: OnCount,
         ended: Callable[[ReplayFile], None],
     ) -> None:
-        """`selection` tells what the feed wants, `options` are the decoder's; `ended` is called at the file's end."""
-        spec = context.spec
-        self.path = path
-        self._feed = spec.name
+        """`selection` tells what the feed wants, `options` are the decoder's; `ended` is called at the file's end.
+
+        `parts`: a file, or those of one capture, decoded as one. `faults`: what is damaged, told apart by `number`.
+        """
+        self.path = parts[0]  # the one in hand
+        self._parts = parts
+        self._part = 0
+        self._context = context
+        self._options = options
+        self._number = number
+        self._faults = faults
+        self._injector: FaultInjector | None = None
+        self._feed = context.spec.name
         self._selection = selection
         self._counted = counted
         self._ended = ended
@@ -52,23 +65,29 @@ class ReplayFile:
         self.waiting = 0  # of the records read last, how many are kept back; whoever does so says it here
         self._read = 0  # how many those were
         self._begun_share = 0.0  # of the file, before them
-        self._capture = open_capture(path, intern=context.intern, options=options or None, feed_id=spec.feed_id)
+        self._capture = self._open(None)
 
     def read(self, into: np.ndarray) -> np.ndarray:
         """The next wanted records, at the start of `into`; none = the file has ended, and is closed."""
-        self._begun_share, self.waiting = self._capture.progress, 0
+        self._begun_share, self.waiting = (self._part + self._capture.progress) / len(self._parts), 0
         while True:
             try:
                 count = self._capture.decode(into)
             except FramingError as error:
                 # Nothing after the damage can be read; what stood before it has been handed out.
                 log.warning("feed %s: %s: %s; the rest of the file is left out", self._feed, self.path.name, error)
-                self._damaged, count = 1, 0
+                count = 0
+                self._damaged += 1
             self._turn += 1
             if count == 0 or self._turn % COUNT_EVERY == 0:
                 self._count()
             if count == 0:
                 self.close()
+                if self._part + 1 < len(self._parts):
+                    self._part += 1
+                    self.path = self._parts[self._part]
+                    self._capture = self._open(self._capture)
+                    continue
                 self._ended(self)
                 return into[:0]
             batch = self._selection.keep(into[:count])
@@ -79,14 +98,32 @@ class ReplayFile:
     @property
     def progress(self) -> float:
         """How much of the file has been decoded and is not waiting, 0 to 1."""
-        end = self._capture.progress
+        end = (self._part + self._capture.progress) / len(self._parts)
         return end - (end - self._begun_share) * self.waiting / self._read if self.waiting else end
 
     def close(self) -> None:
         """Let go of the file. Safe to call twice."""
         self._capture.close()
+        if self._faults is not None and self._injector is not None:
+            self._faults.ended(self._injector)
+            self._injector = None
+
+    def _open(self, after: Capture | None) -> Capture:
+        """The part in hand, which goes on from the part before it."""
+        if self._faults is not None:
+            self._injector = self._faults.of_file(self._number << 20 | self._part)
+        return open_capture(
+            self.path,
+            intern=self._context.intern,
+            options=self._options or None,
+            feed_id=self._context.spec.feed_id,
+            after=after,
+            faults=self._injector,
+        )
 
     def _count(self) -> None:
+        if self._faults is not None:
+            self._faults.show()
         counters = self._capture.counters
         now = (sum(counters.malformed.values()) + self._damaged, counters.gaps, counters.bytes)
         self._counted(*(new - old for new, old in zip(now, self._before, strict=True)))

@@ -32,12 +32,12 @@ from workers.errors import SettingsError
 from workers.feed_health import FeedHealth
 from workers.session import Session, State, Verdict
 from workers.source import SourceContext, nearest, read_options
-from workers.sources.channel import Channel, Ended, Item, Message, Told, limits_of, retry_after_s
+from workers.sources.channel import Channel, Ended, Item, Message, Picture, Told, limits_of, retry_after_s
 from workers.sources.market_hours import market_hours
 from workers.sources.polled_loop import MAX_PAUSE_NS, PolledLoop
 from workers.sources.tls import tls_context
 from workers.spec import FeedReport
-from workers.venues.dialect import Dialect
+from workers.venues.dialect import SNAPSHOT_OF, UNREADABLE, Dialect
 
 log = logging.getLogger("websocket")
 
@@ -88,6 +88,10 @@ class WebSocketSource:
         self._decoding: Message | None = None  # fed to the decoder, which has not finished with it
         self._health = FeedHealth(options.latency_floor_ms)
         self._clock = clock
+        self._wire = context.wire
+        if self._wire is not None:
+            for secret in self._dialect.secrets:
+                self._wire.hide(secret)
         self._up = False
         self._silent: list[str] = []  # the venue's symbols that are silent for too long
         self._fresh_share = 1.0  # of the symbols that have spoken, those that are not
@@ -119,6 +123,7 @@ class WebSocketSource:
                 cadence=Cadence(factor=options.stale_factor, floor_s=options.stale_floor_s, is_open=is_open),
                 health=self._health,
                 clock=clock,
+                log=context.wire,
             )
             for number, connection in enumerate(self._dialect.connections())
         ]
@@ -172,6 +177,9 @@ class WebSocketSource:
                 if isinstance(item, Ended):
                     item.channel.ended(item, now_ns)
                     continue
+                if isinstance(item, Picture):
+                    self._show(item)
+                    continue
                 item.channel.listen(item, now_ns)
                 if self._dialect.hold(item.data, item.ts_receive, item.channel.number):
                     continue
@@ -190,6 +198,17 @@ class WebSocketSource:
         if last is not None:
             self._heed(last, out[begun:count], now_ns)
         return count
+
+    def _show(self, picture: Picture) -> None:
+        """A book's snapshot has its turn: it and what waited for it come next."""
+        try:
+            messages = self._dialect.snapshot(picture.symbol, picture.body, picture.ts_receive)
+        except UNREADABLE as error:
+            self._no_snapshot(picture.symbol, str(error) or type(error).__name__, 0.0)
+            return
+        for data, ts_receive, number in reversed(messages):
+            channel = self._channels[number]
+            self._inbox.appendleft(Message(channel, channel.attempt, data, ts_receive))
 
     def _heed(self, message: Message, records: np.ndarray, now_ns: int) -> None:
         """What fresh records say about the feed's health; `message` is the last one that they came of."""
@@ -339,6 +358,8 @@ class WebSocketSource:
         wanted = self._dialect.wanted_snapshot(now_ns)
         if wanted is not None:
             self._fetching = True
+            if self._wire is not None:
+                self._wire.asked(f"{SNAPSHOT_OF}{wanted[0]}", wanted[1], now_ns)
             self._loop.spawn(self._get(*wanted))
 
     async def _get(self, symbol: str, url: str) -> None:
@@ -354,15 +375,19 @@ class WebSocketSource:
                 )
             async with self._http.get(url, allow_redirects=False) as answer:
                 body = await answer.read()
+                at_ns = self._clock()
+                if self._wire is not None:
+                    self._wire.answered(f"{SNAPSHOT_OF}{symbol}", url, answer.status, body, at_ns)
                 if answer.status != 200:
                     wait_s = retry_after_s(answer.headers.get("Retry-After", ""), self._clock())
                     self._no_snapshot(symbol, f"HTTP {answer.status}", wait_s)
                     return
-            for data, ts_receive, number in self._dialect.snapshot(symbol, body, self._clock()):
-                channel = self._channels[number]
-                self._inbox.append(Message(channel, channel.attempt, data, ts_receive))
+            self._inbox.append(Picture(symbol, body, at_ns))
         except (TimeoutError, aiohttp.ClientError, OSError, ValueError) as error:
-            self._no_snapshot(symbol, str(error) or type(error).__name__, 0.0)
+            reason = str(error) or type(error).__name__
+            if self._wire is not None:
+                self._wire.answered(f"{SNAPSHOT_OF}{symbol}", url, 0, reason.encode(), self._clock())
+            self._no_snapshot(symbol, reason, 0.0)
         finally:
             self._fetching = False
 

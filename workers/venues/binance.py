@@ -197,6 +197,10 @@ class BinanceDialect(Dialect):
         url = self._binance.rest_url or _URLS[self._binance.market][1]
         return symbol, f"{url}?symbol={symbol.upper()}&limit={self._binance.depth_limit}"
 
+    def snapshot_asked(self, symbol: str) -> None:
+        """See `Dialect.snapshot_asked`."""
+        self.books.ask(symbol)
+
     def snapshot(self, symbol: str, body: bytes, now_ns: int) -> list[tuple[bytes, int, int]]:
         """The picture, as the decoder knows it from captures, and the changes after it."""
         try:

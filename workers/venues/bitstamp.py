@@ -133,6 +133,10 @@ class BitstampDialect(Dialect):
         symbol = self.books.wanted(now_ns)
         return None if symbol is None else (symbol, f"{self._rest_url}/{symbol}/?group=1")
 
+    def snapshot_asked(self, symbol: str) -> None:
+        """See `Dialect.snapshot_asked`."""
+        self.books.ask(symbol)
+
     def snapshot(self, symbol: str, body: bytes, now_ns: int) -> list[tuple[bytes, int, int]]:
         """The picture, in the words of the stream, and the changes after it."""
         try:

@@ -94,6 +94,12 @@ class DepthSync:
                 return symbol
         return None
 
+    def ask(self, symbol: str) -> None:
+        """Its picture is asked for, whatever `wanted` would say."""
+        book = self._books.get(symbol)
+        if book is not None:
+            book.asked = True
+
     def picture(self, symbol: str, update: int, now_ns: int) -> list[Change] | None:
         """A picture as of `update`: the changes to follow it, None = it is too old, or nobody waits for it."""
         book = self._books.get(symbol)

@@ -20,12 +20,16 @@ from workers.decoders.protocol import Decoder
 from workers.errors import SettingsError
 from workers.source import nearest
 from workers.spec import FeedSpec
+from workers.wire_log import secrets_of
 
 Seconds = Annotated[float, Meta(gt=0, le=86_400)]
 
 
 # What reading a message may raise: it is not JSON, not of that shape, not UTF-8, or nested deeper than anything sane.
 UNREADABLE: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+
+# And the venue's symbol: in a capture, the connection over which a snapshot was had.
+SNAPSHOT_OF: Final = "snapshot "
 
 
 class VenueOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -81,10 +85,14 @@ class Connection(NamedTuple):
 
 
 class Request(NamedTuple):
-    """A message to the venue, and the keys by which its answers are known; no keys = it is not answered."""
+    """A message to the venue, and the keys by which its answers are known; no keys = it is not answered.
+
+    `secret`: what it says must not be written down.
+    """
 
     message: bytes
     keys: tuple[str, ...] = ()
+    secret: bool = False
 
 
 @dataclass(frozen=True)
@@ -158,6 +166,11 @@ class Dialect:
         """Whether it wants snapshots over HTTP."""
         return False
 
+    @property
+    def secrets(self) -> list[str]:
+        """What must not be written down, whichever message brings it."""
+        return secrets_of(self.url, self.options.headers.values())
+
     def symbol_of(self, instrument_id: int) -> str:
         """The venue's symbol of an instrument that has been met; "" if it has not."""
         return self._numbers.get(instrument_id, "")
@@ -207,6 +220,9 @@ class Dialect:
     def wanted_snapshot(self, now_ns: int) -> tuple[str, str] | None:  # noqa: ARG002 -- for subclasses
         """(symbol, URL) of a snapshot to fetch now; given once."""
         return None
+
+    def snapshot_asked(self, symbol: str) -> None:
+        """A capture says that this snapshot was asked for now."""
 
     def snapshot(self, symbol: str, body: bytes, now_ns: int) -> list[tuple[bytes, int, int]]:  # noqa: ARG002
         """A snapshot has come: messages that can go to the decoder now, as (message, ts_receive, connection)."""

@@ -98,6 +98,12 @@ class GenericDialect(Dialect):
         """See `Dialect`."""
         return bool(self._login)
 
+    @property
+    def secrets(self) -> list[str]:
+        """See `Dialect`: also what `${NAME}` in a login stands for."""
+        named = [name for text in self._generic.login for name in _VARIABLE.findall(text)]
+        return [*super().secrets, *(os.environ.get(name, "") for name in named)]
+
     def streams(self) -> list[str]:
         """Every data type of a symbol together."""
         return [f"{kind}:{symbol}" for symbol in self.spec.symbols for kind in self.types]
