@@ -15,6 +15,7 @@ import signal
 import socket
 import time
 from collections.abc import Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from engine.access import Gate, read_tokens
@@ -22,18 +23,20 @@ from engine.config import gateway_port, is_loopback
 from engine.console import Console
 from engine.curve import find_keys
 from engine.errors import EXIT_CLEAN, EXIT_INTERRUPTED, ConfigError
-from engine.feeds import hosted
+from engine.feeds import hosted, worker_source
 from engine.notify import Notifier
 from engine.plan import CONTROL_LABEL, Plan, data_folder, ledger_path, make_plan, missing_files, runtime_dir
 from engine.segments import Segments, make_runtime_dir
 from engine.server import HttpServer, bind, check_free
 from engine.settings import Config
+from engine.source_codes import SourceCodes
 from engine.store import Store
 from engine.stores import read_passwords
 from engine.subscriptions import Subscriptions
 from engine.subscriptions import specs as webhook_specs
 from engine.supervisor import Supervisor, Worker
 from engine.webhook_secret import WebhookSecret
+from shm import source_names
 from shm.errors import ShmError
 from shm.status import ProcessState
 
@@ -65,6 +68,9 @@ class Control:
         folder = runtime_dir(env, config.engine.name)
         self._store = Store(data_folder(config))
         self._stored = self._store.feeds()
+        self._source_codes = SourceCodes(self._store)
+        sources = [feed.source for feed in config.feeds if feed.enabled]
+        codes = self._source_codes.for_start(sources + [worker_source(feed.data_source) for feed in self._stored])
         secrets = tuple(token.secret.decode() for token in self._tokens)
         self._webhook_secret = WebhookSecret(config, env, data_folder(config))
         self._subscribed = self._store.subscriptions()
@@ -72,11 +78,12 @@ class Control:
         self._plan: Plan = make_plan(
             config,
             folder,
-            hosted(self._stored),
+            hosted(self._stored, codes),
             tokens=secrets,
             subscriptions=told,
             curve=self._curve,
             passwords=passwords,
+            source_codes=codes,
         )
         missing = missing_files(self._plan)
         if missing:
@@ -164,7 +171,16 @@ class Control:
         http = self._config.http
         gate = Gate(self._tokens, loopback=is_loopback(http.host), requests_per_second=http.requests_per_second)
         self._intake = intake = Intake(self._config, segments, supervisor)
-        book = Feeds(self._plan, self._stored, self._store, supervisor, intake.composer.feeds)
+        self._source_codes.tell(partial(source_names.tell, supervisor.own))
+        self._source_codes.tell(intake.composer.sources.__setitem__)
+        book = Feeds(
+            self._plan,
+            self._stored,
+            self._store,
+            supervisor,
+            posted=intake.composer.feeds,
+            code_of=self._source_codes.code_of,
+        )
         if self._commands is not None:
             book.connect(self._commands)
         subscriptions = Subscriptions(

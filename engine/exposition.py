@@ -43,7 +43,7 @@ _HOP_HELP: Final = {
     "send_latency": "from the record in its ring to the sent message",
 }
 TIERS: Final = ("L1", "L2", "L3")
-_FEED_COUNTER: Final = re.compile(r"^feed\.\d+\.")
+_FEED_COUNTER: Final = re.compile(r"^feed\.\d+\.|^source\.")  # of the second kind are names (shm/source_names.py)
 _NOT_IN_NAMES: Final = re.compile(r"[^a-z0-9_]")
 
 

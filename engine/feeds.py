@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
@@ -81,8 +81,8 @@ class Entry:
         return self.added.data_source if self.added is not None else self.spec.source
 
 
-def spec_of(feed: StoredFeed) -> FeedSpec:
-    """What a worker is told of a feed that was added."""
+def spec_of(feed: StoredFeed, source_code: int = 0) -> FeedSpec:
+    """What a worker is told of a feed that was added; `source_code` is that of a plug-in."""
     options = dict(feed.options)
     source = _SOURCE_NAMES.get(feed.data_source, feed.data_source)
     if source == "simulated":
@@ -93,6 +93,7 @@ def spec_of(feed: StoredFeed) -> FeedSpec:
         feed_id=feed.number,
         name=feed.feed_id,
         source=source,
+        source_code=source_code,
         symbols=() if feed.symbol == ALL_SYMBOLS else (feed.symbol,),
         data_types=feed.data_types,
         options=options,
@@ -103,21 +104,36 @@ def spec_of(feed: StoredFeed) -> FeedSpec:
     )
 
 
-def hosted(feeds: Iterable[StoredFeed]) -> tuple[FeedSpec, ...]:
-    """Of feeds that were added, what workers host."""
-    return tuple(spec_of(feed) for feed in feeds if feed.data_source != HTTP_SOURCE)
+def hosted(feeds: Iterable[StoredFeed], source_codes: Mapping[str, int]) -> tuple[FeedSpec, ...]:
+    """Of feeds that were added, what workers host; `source_codes` has the plug-ins among their sources."""
+    return tuple(
+        spec_of(feed, source_codes.get(feed.data_source, 0)) for feed in feeds if feed.data_source != HTTP_SOURCE
+    )
+
+
+def worker_source(data_source: str) -> str:
+    """The workers' name of a source of the interface."""
+    return _SOURCE_NAMES.get(data_source, data_source)
 
 
 class Feeds:
     """The feeds of one engine. `entries` by feed id, the configured ones first."""
 
     def __init__(
-        self, plan: Plan, stored: Iterable[StoredFeed], store: Store, workers: Workers, posted: dict[str, int]
+        self,
+        plan: Plan,
+        stored: Iterable[StoredFeed],
+        store: Store,
+        workers: Workers,
+        *,
+        posted: dict[str, int],
+        code_of: Callable[[str], int],
     ) -> None:
         """Everything in `plan` and `stored` runs already, or is about to.
 
         Args:
             posted: symbol -> feed number, which HTTP ingest puts into its records; kept up to date here.
+            code_of: the code of a plug-in source, 0 = it is none (engine.source_codes); may block.
         """
         self._store = store
         self._workers = workers
@@ -127,14 +143,18 @@ class Feeds:
         labels = {
             feed.feed_id: worker.label for worker in plan.workers for feed in getattr(worker.settings, "feeds", ())
         }
-        self._labels = [worker.label for worker in plan.workers if isinstance(worker.settings, IngestSettings)]
+        ingest = [worker.settings for worker in plan.workers if isinstance(worker.settings, IngestSettings)]
+        self._labels = [settings.label for settings in ingest if not settings.isolated]
+        self._hosts = [settings.label for settings in ingest if settings.isolated]
+        self._code_of = code_of
         self.entries = {spec.name: Entry(spec, labels[spec.feed_id]) for spec in plan.feeds if not spec.added}
         for feed in stored:
-            spec = spec_of(feed)
+            planned = next((spec for spec in plan.feeds if spec.feed_id == feed.number and spec.added), None)
+            spec = planned or spec_of(feed)
             self.entries[feed.feed_id] = Entry(spec, labels.get(spec.feed_id, CONTROL_LABEL), feed)
             if feed.data_source == HTTP_SOURCE:
                 posted[feed.symbol] = feed.number
-        self._numbers: dict[str, set[int]] = {label: set() for label in (*self._labels, CONTROL_LABEL)}
+        self._numbers: dict[str, set[int]] = {label: set() for label in (*self._labels, *self._hosts, CONTROL_LABEL)}
         for entry in self.entries.values():
             self._numbers[entry.label].add(entry.spec.feed_id)
         self._free: dict[str, deque[int]] = {label: deque() for label in self._numbers}
@@ -193,12 +213,12 @@ class Feeds:
                     raise FeedRefused(f"group: a feed of source {HTTP_SOURCE!r} can't be in one: no worker hosts it")
                 if wanted.symbol == ALL_SYMBOLS or wanted.symbol in self._posted:
                     raise FeedRefused(f"symbol: a feed of source {HTTP_SOURCE!r} is one symbol's, and each has one")
-                label = CONTROL_LABEL
+                label, code = CONTROL_LABEL, 0
             else:
-                label = self._place(wanted.group)
+                label, code = await self._choose(wanted)
             number = self._number(label)
             feed = msgspec.structs.replace(wanted, feed_id=self._name(wanted.symbol), number=number)
-            entry = Entry(spec_of(feed), label, feed)
+            entry = Entry(spec_of(feed, code), label, feed)
             try:
                 await self._start(entry, fresh=True)
                 await self._keep(feed)
@@ -238,11 +258,31 @@ class Feeds:
             await self._stop(entry)
             self._free[entry.label].append(entry.spec.feed_id)
 
+    async def _choose(self, wanted: StoredFeed) -> tuple[str, int]:
+        """(worker for a new feed, code of its source): a plug-in gets a worker of its own. Raises as `create`."""
+        try:
+            code = await asyncio.to_thread(self._code_of, worker_source(wanted.data_source))
+        except StoreError as error:
+            raise Unavailable(str(error)) from error
+        if not code:
+            return self._place(wanted.group), 0
+        if wanted.group:
+            raise FeedRefused(
+                f"group: {wanted.data_source!r} is a plug-in with a process of its own, and can't be in one"
+            )
+        free = [label for label in self._hosts if not self._of(label)]
+        if not free:
+            raise FeedConflict(
+                f"{wanted.data_source!r} is a plug-in, which gets a process of its own, and none of the "
+                f"{len(self._hosts)} is free: raise [workers] plugins and start the engine again, or remove such a feed"
+            )
+        return free[0], code
+
     async def _replace(self, entry: Entry, feed: StoredFeed) -> None:
         """Close an added feed and start it again as `feed`; if that can't work, as it was."""
         if entry.label == CONTROL_LABEL:
             return
-        spec = spec_of(feed)
+        spec = spec_of(feed, entry.spec.source_code)
         await self._ask(entry.label, RemoveFeed(feed_id=spec.feed_id))
         try:
             await self._start(Entry(spec, entry.label))

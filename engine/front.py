@@ -76,7 +76,7 @@ class Front:
         if answer is None:
             return None
         extra = [(name.lower().encode(), value.encode()) for name, value in data_headers(answer).items()]
-        return _json(json_body(symbol, data_type, answer), extra)
+        return _json(json_body(symbol, data_type, answer, self._observer.source_names), extra)
 
     def _snapshot(self, scope: Any, symbol: str) -> tuple[bytes, list[tuple[bytes, bytes]]] | None:
         if scope["method"] != "POST" or scope["query_string"] or _has_body(scope["headers"]):

@@ -25,6 +25,7 @@ from engine.problems import Refusal
 from engine.tiers import CURSOR_CHARS, CURSOR_PATTERN, Answer, decode_cursor
 from shm.errors import ShmError
 from shm.layout import TYPE_NAMES, RecordType
+from shm.source_names import SourceNames
 
 DataType = Literal["all", "tick", "quote", "bar", "trade", "level2", "news"]
 Symbol = Annotated[str, Parameter(max_length=32, min_length=1, description="symbol, as in GET /symbols")]
@@ -110,7 +111,7 @@ async def data(
         raise Refusal(404, f"symbol {symbol!r} is in no tier; GET /symbols lists those of this run")
     body: Any = answer.file
     if format == "json":
-        body = await _worded(symbol, data_type, answer)
+        body = await _worded(symbol, data_type, answer, observer.source_names)
     elif answer.cursor is not None:
         return _respond(body, MEDIA_TYPES[format], {**data_headers(answer), "X-Cursor": answer.cursor})
     return _respond(body, MEDIA_TYPES.get(format, JSON), data_headers(answer))
@@ -121,9 +122,9 @@ def kind_of(data_type: str) -> RecordType | None:
     return None if data_type == "all" else RecordType(TYPE_NAMES.index(data_type))
 
 
-def json_body(symbol: str, data_type: str, answer: Answer) -> bytes:
+def json_body(symbol: str, data_type: str, answer: Answer, source_names: SourceNames) -> bytes:
     """An answer as JSON, at once: for few records."""
-    return _body(symbol, data_type, answer, replies.points(answer.records.tobytes(), symbol))
+    return _body(symbol, data_type, answer, replies.points(answer.records.tobytes(), symbol, source_names))
 
 
 def data_headers(answer: Answer) -> dict[str, str]:
@@ -135,10 +136,10 @@ def data_headers(answer: Answer) -> dict[str, str]:
     return headers
 
 
-async def _worded(symbol: str, data_type: str, answer: Answer) -> bytes:
+async def _worded(symbol: str, data_type: str, answer: Answer, source_names: SourceNames) -> bytes:
     points: list[answers.DataPoint] = []
     for records in _slices(answer.records):
-        points += replies.points(records.tobytes(), symbol)
+        points += replies.points(records.tobytes(), symbol, source_names)
         if len(records) < len(answer.records):
             await asyncio.sleep(0)
     return _body(symbol, data_type, answer, points)

@@ -106,6 +106,7 @@ class Life:
         self._started_s = now_s
         self._heartbeat = 0
         self._turn_s = now_s
+        self._asked = False  # a process is on its way: SPAWN is said once, however late it is carried out
 
     @property
     def failed(self) -> bool:
@@ -121,6 +122,7 @@ class Life:
 
     def spawned(self, now_s: float, heartbeat: int = 0) -> None:
         """A process was started; `heartbeat` is what its field held before it could beat."""
+        self._asked = False
         if self._go(Event.SPAWNED):
             self._started_s = self._turn_s = now_s
             self._heartbeat = heartbeat
@@ -136,7 +138,13 @@ class Life:
         self.restarts += 1
         delay_s = backoff_s(self.failures, self._limits.backoff_cap_s, self._random)
         self.due_s = now_s + delay_s
-        return Action.SPAWN if delay_s == 0.0 else Action.NOTHING
+        return self._spawn_once() if delay_s == 0.0 else Action.NOTHING
+
+    def _spawn_once(self) -> Action:
+        if self._asked:
+            return Action.NOTHING
+        self._asked = True
+        return Action.SPAWN
 
     def turn(self, now_s: float, interval_s: float, heartbeat: int, ready: bool) -> Action:
         """A look at the worker, every `interval_s` seconds or so.
@@ -148,7 +156,7 @@ class Life:
             ready: whether its state field says ready.
         """
         if self.phase is Phase.WAITING:
-            return Action.SPAWN if now_s >= self.due_s else Action.NOTHING
+            return self._spawn_once() if now_s >= self.due_s else Action.NOTHING
         if self.phase not in (Phase.STARTING, Phase.RUNNING):
             return Action.NOTHING
         if heartbeat != self._heartbeat:

@@ -29,6 +29,7 @@ from engine.tiers import Tiers
 from shm.errors import ShmError
 from shm.latest import LatestTable
 from shm.ring import status_record
+from shm.source_names import SourceNames
 from workers.spec import FeedReport, FeedSpec, GroupMember, GroupReport
 
 MAX_AGE_S: Final = 0.25  # a request is answered from a sample at most this old
@@ -75,6 +76,7 @@ class Observer:
         self.supervisor = supervisor
         self.book = book
         self.subscriptions = subscriptions
+        self.source_names = SourceNames(segments.status)
         self.history = History()
         self.stopping = False
         self.started_s = time.monotonic()

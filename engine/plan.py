@@ -6,6 +6,7 @@ mapping is
     ring 0   control process      status records of the engine, HTTP ingest
     ring 1   cache                bars
     ring 2+i ingest-i             feeds, dealt out in turn
+    ring n+i plugin-i             one feed whose source is a plug-in
 
 The recorder reads all of them and writes none; mirrors follow its journal.
 """
@@ -25,6 +26,7 @@ from engine.curve import CurveFiles
 from engine.errors import ConfigError
 from engine.settings import Config, FeedSection
 from engine.stores import NO_PASSWORDS, Passwords
+from shm.layout import MAX_RINGS
 from workers.spec import (
     MAX_GROUP_FEEDS,
     CacheSettings,
@@ -123,11 +125,13 @@ def make_plan(
     subscriptions: tuple[SubscriptionSpec, ...] = (),
     curve: CurveFiles | None = None,
     passwords: Passwords = NO_PASSWORDS,
+    source_codes: Mapping[str, int] | None = None,
 ) -> Plan:
     """The plan that a configuration asks for, with feeds and subscriptions made over HTTP that shall go on.
 
     `tokens` are the bearer tokens, for workers that clients reach; `subscriptions` those that have a callback URL;
-    `curve` the keys of the ZeroMQ sockets, `passwords` those of the databases.
+    `curve` the keys of the ZeroMQ sockets, `passwords` those of the databases; `source_codes` has the plug-ins among
+    the feeds' sources, and what stands in their records.
 
     Raises:
         ConfigError: settings that exclude each other.
@@ -138,21 +142,35 @@ def make_plan(
         raise ConfigError(
             f"the runtime directory {ipc_dir} is too long for the name of a Unix socket; set XDG_RUNTIME_DIR"
         )
-    feeds = (*_feed_specs(config), *added)
-    groups = _deal(feeds, config.workers.ingest)
+    codes = source_codes or {}
+    feeds = (*_feed_specs(config, codes), *added)
+    groups = _deal(tuple(feed for feed in feeds if feed.source not in codes), config.workers.ingest)
+    alone = [feed for feed in feeds if feed.source in codes]
+    grouped = next((feed for feed in alone if feed.group), None)
+    if grouped is not None:
+        raise ConfigError(f"[[feeds]] {grouped.name}: group: a plug-in has a process of its own, and can't be in one")
+    hosts = [(feed,) for feed in alone] + [()] * (config.workers.plugins - len(alone))
+    if FIRST_INGEST_RING + len(groups) + len(hosts) > MAX_RINGS:
+        most = MAX_RINGS - FIRST_INGEST_RING
+        raise ConfigError(
+            f"{len(groups)} ingest processes and {len(hosts)} for plug-ins are more than the {most} that have a ring; "
+            "lower [workers] ingest or plugins"
+        )
     hold_back = any(feed.source == "replay" and feed.options.get("speed") == "max" for feed in feeds)
     labels = [f"ingest-{index}" for index in range(len(groups))]
     labels += [f"fanout-{shard}" for shard in range(config.workers.fanout)] + ["cache"]
     labels += [RECORDER_LABEL] if config.storage.enabled else []
-    placements = _placements(config, labels)
-    ingest_rings = tuple(FIRST_INGEST_RING + index for index in range(len(groups)))
+    host_labels = [f"plugin-{index}" for index in range(len(hosts))]
+    placements = _placements(config, labels, host_labels)
+    writers = [f"ingest-{index}" for index in range(len(groups))] + host_labels
+    ingest_rings = tuple(FIRST_INGEST_RING + index for index in range(len(writers)))
     depth, block_s = config.rings.depth_slots, config.rings.block_ms / 1000
     if hold_back:  # a reader that waits for a slow subscriber must not be demoted meanwhile
         block_s = max(block_s, _HOLD_BACK_S)
     rings = (
         RingPlan(CONTROL_RING, CONTROL_LABEL, "control", depth, block_s),
         RingPlan(BAR_RING, "cache", "bars", depth, block_s),
-        *(RingPlan(ring, f"ingest-{i}", "ingest", depth, block_s) for i, ring in enumerate(ingest_rings)),
+        *(RingPlan(ring, label, "ingest", depth, block_s) for ring, label in zip(ingest_rings, writers, strict=True)),
     )
 
     def shared(label: str) -> dict[str, Any]:
@@ -243,13 +261,14 @@ def make_plan(
     wait_us = (
         min(config.ingest.min_wait_us, _LOW_LATENCY_WAIT_US) if config.engine.low_latency else config.ingest.min_wait_us
     )
-    for index, group in enumerate(groups):
+    for label, ring, group in zip(writers, ingest_rings, [*groups, *hosts], strict=True):
         workers.append(
             WorkerPlan(
                 IngestSettings(
-                    **shared(f"ingest-{index}"),
-                    ring_id=ingest_rings[index],
+                    **shared(label),
+                    ring_id=ring,
                     feeds=group,
+                    isolated=label in host_labels,
                     batch_slots=config.ingest.batch_slots,
                     quality=QualitySettings(**msgspec.structs.asdict(config.quality)),
                     priorities=config.priority.symbols,
@@ -259,7 +278,7 @@ def make_plan(
                     folder=str(data_folder(config)),
                     capture=_capture(config),
                 ),
-                ingest_words(group, ingest_rings[index]),
+                ingest_words(group, ring),
             )
         )
     return Plan(
@@ -406,7 +425,7 @@ def http_url(host: str, port: int) -> str:
     return f"http://{shown}:{port}"
 
 
-def _feed_specs(config: Config) -> tuple[FeedSpec, ...]:
+def _feed_specs(config: Config, source_codes: Mapping[str, int]) -> tuple[FeedSpec, ...]:
     sections = [feed for feed in config.feeds if feed.enabled]
     taken = {feed.name for feed in config.feeds}
     if config.simulate.enabled:
@@ -430,6 +449,7 @@ def _feed_specs(config: Config) -> tuple[FeedSpec, ...]:
             feed_id=number,
             name=feed.name,
             source=feed.source,
+            source_code=source_codes.get(feed.source, 0),
             symbols=feed.symbols,
             data_types=feed.data_types,
             options=feed.options,
@@ -466,10 +486,10 @@ def _check_groups(sections: list[FeedSection]) -> None:
             raise ConfigError(f"[[feeds]] {feed.name}: group {feed.group!r} has more than {MAX_GROUP_FEEDS} feeds")
 
 
-def _placements(config: Config, labels: list[str]) -> dict[str, Placement]:
+def _placements(config: Config, labels: list[str], host_labels: list[str]) -> dict[str, Placement]:
     section = config.placement
-    # The last ones want no core unless given one: those they serve can wait.
-    known = [*labels, GATEWAY_LABEL, *MIRROR_LABELS, HISTORIAN_LABEL, WEBHOOKS_LABEL]
+    # The last ones want no core unless given one: those they serve can wait, and plug-ins are strangers.
+    known = [*labels, *host_labels, GATEWAY_LABEL, *MIRROR_LABELS, HISTORIAN_LABEL, WEBHOOKS_LABEL]
     unknown = sorted(set(section.cores) - set(known))
     if unknown:
         raise ConfigError(f"[placement] cores: no worker is labelled {unknown[0]!r}; there are {', '.join(known)}")

@@ -22,6 +22,7 @@ from shm.histogram import HistogramView
 from shm.latest import Snapshot
 from shm.layout import RECORD_SIZE_BYTES, Flag, RecordType
 from shm.message import flag_names, iso_time, news_fields, payload
+from shm.source_names import SourceNames
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -172,7 +173,7 @@ def time_ns(moment: datetime) -> int:
     return max(-(1 << 63), min((1 << 63) - 1, since // timedelta(microseconds=1) * 1000))
 
 
-def points(raw: bytes, symbol: str) -> list[answers.DataPoint]:
+def points(raw: bytes, symbol: str, source_names: SourceNames | None = None) -> list[answers.DataPoint]:
     """Records in words. The pieces of one news item become one point."""
     made: list[answers.DataPoint] = []
     pieces: list[bytes] = []
@@ -183,7 +184,7 @@ def points(raw: bytes, symbol: str) -> list[answers.DataPoint]:
             pieces.append(record)
             if flags & Flag.CONTINUES:
                 continue
-        found = payload(pieces[0] if pieces else record, symbol)
+        found = payload(pieces[0] if pieces else record, symbol, source_names=source_names)
         fields = news_fields(pieces) if pieces else found["data"]
         pieces = []
         made.append(

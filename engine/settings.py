@@ -207,6 +207,12 @@ class WorkersSection(Struct, frozen=True, kw_only=True):
     ingest: Annotated[
         int, Meta(ge=1, le=14, description="ingest processes at most; feeds are dealt out among them")
     ] = 1
+    plugins: Annotated[
+        int,
+        Meta(
+            ge=0, le=13, description="ingest processes for plug-in feeds at least, one each; feeds added later need one"
+        ),
+    ] = 0
     fanout: Annotated[int, Meta(ge=1, le=8, description="fan-out processes; instruments are sharded among them")] = 1
 
 

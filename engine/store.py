@@ -1,4 +1,5 @@
-"""What must survive a restart of the engine: feeds and subscriptions made over HTTP, in SQLite under the data folder.
+"""What must survive a restart of the engine: feeds and subscriptions made over HTTP, and the codes of plug-in sources,
+in SQLite under the data folder.
 
 Made by the control process, called by engine/feeds.py and engine/subscriptions.py from a thread (each call commits and
 so waits for the disk). The file is made by the first write: an engine that is only read from needs no writable data
@@ -26,6 +27,7 @@ _BUSY_S: Final = 2.0
 _STEPS: Final = (
     "CREATE TABLE feeds (feed_id TEXT PRIMARY KEY, body BLOB NOT NULL) STRICT",
     "CREATE TABLE subscriptions (subscription_id TEXT PRIMARY KEY, body BLOB NOT NULL) STRICT",
+    "CREATE TABLE sources (name TEXT PRIMARY KEY, body BLOB NOT NULL) STRICT",
 )
 _VERSION: Final = len(_STEPS)
 
@@ -59,6 +61,13 @@ class StoredSubscription(Struct, frozen=True, kw_only=True):
     priority: Literal["high", "normal", "low"] = "normal"
     is_active: bool = True
     created_ns: int
+
+
+class StoredSource(Struct, frozen=True, kw_only=True):
+    """A plug-in source and the code of its records."""
+
+    name: str
+    code: int
 
 
 class Store:
@@ -104,6 +113,15 @@ class Store:
         """Forget a subscription. StoreError if that can't be written."""
         self._write("DELETE FROM subscriptions WHERE subscription_id = ?", [(subscription_id,)])
 
+    def source_codes(self) -> dict[str, int]:
+        """Codes of plug-in sources by name. Raises as `feeds`."""
+        return {source.name: source.code for source in self._read("sources", StoredSource)}
+
+    def put_source_code(self, name: str, code: int) -> None:
+        """Keep the code of a plug-in source. StoreError if it can't be kept."""
+        source = StoredSource(name=name, code=code)
+        self._write("INSERT INTO sources VALUES (?, ?)", [(name, msgspec.json.encode(source))])
+
     def close(self) -> None:
         """Close the file. Safe to call twice."""
         with self._lock:
@@ -111,7 +129,7 @@ class Store:
                 self._connection.close()
                 self._connection = None
 
-    def _read(self, table: Literal["feeds", "subscriptions"], kind: type[RowT]) -> list[RowT]:
+    def _read(self, table: Literal["feeds", "subscriptions", "sources"], kind: type[RowT]) -> list[RowT]:
         with self._lock:
             if not self._path.exists():
                 return []

@@ -50,7 +50,7 @@ class Source(enum.IntEnum):
     FIX = 8
     MULTICAST = 9
     REPLAY = 10
-    PLUGIN = 64  # plug-ins count up from here, in the order in which they are configured
+    PLUGIN = 64  # plug-ins count up from here, in the order in which they are met (shm/source_names.py)
 
 
 class Flag(enum.IntFlag):

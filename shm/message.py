@@ -37,7 +37,7 @@ Record = Any  # 128 bytes: numpy.void or array of one of a record dtype, bytes, 
 
 _SIDES: Final = {int(side): side.name.lower() if side else None for side in Side}
 _ACTIONS: Final = {int(action): action.name.lower() if action else None for action in Action}
-_SOURCES: Final = {int(source): source.name.lower() for source in Source}
+_SOURCES: Final = {int(source): source.name.lower() for source in Source if source != Source.PLUGIN}
 _CODES: Final = {int(code): code.name.lower() for code in StatusCode}
 _FLAGS: Final = tuple((int(flag), str(flag.name)) for flag in Flag)
 _CODE_OF_FORMAT: Final = {"u1": "B", "u2": "H", "u4": "I", "u8": "Q", "i8": "q", "f8": "d"}
@@ -85,10 +85,10 @@ def flag_names(flags: int) -> list[str]:
 
 
 def source_name(source: int, names: Mapping[int, str] | None = None) -> str:
-    """DataSource value of a source code; `names` holds those of plug-ins, code -> name."""
-    if names is not None and source in names:
-        return names[source]
-    return _SOURCES.get(int(source)) or f"plugin_{int(source) - Source.PLUGIN}"
+    """DataSource value of a source code; `names` holds those of plug-ins, code -> name (shm.source_names)."""
+    code = int(source)
+    found = _SOURCES.get(code) or (names.get(code) if names is not None else None)
+    return found or f"plugin_{code - Source.PLUGIN}"
 
 
 def type_name(record_type: int) -> str:

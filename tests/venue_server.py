@@ -228,6 +228,22 @@ def kraken_answer(asked: dict[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
+def kraken_v1_answer(asked: dict[str, Any]) -> list[dict[str, Any]]:
+    """The system's state first; every pair of a subscription is answered; one that is called NO/PE is refused."""
+    if asked["event"] != "subscribe":
+        return [{"event": "subscriptionStatus", "status": "unsubscribed", "pair": asked["pair"][0]}]
+    wanted = asked["subscription"]
+    name = f"book-{wanted['depth']}" if wanted["name"] == "book" else wanted["name"]
+    answers: list[dict[str, Any]] = [{"connectionID": 1, "event": "systemStatus", "status": "online", "version": "1"}]
+    for pair in asked["pair"]:
+        answer = {"event": "subscriptionStatus", "pair": pair, "subscription": wanted}
+        if pair == "NO/PE":
+            answers.append({**answer, "errorMessage": "Currency pair not supported NO/PE", "status": "error"})
+        else:
+            answers.append({**answer, "channelID": 7, "channelName": name, "status": "subscribed"})
+    return answers
+
+
 def after(count: int) -> Ready:
     """So many requests are all."""
     return lambda requests: len(requests) == count

@@ -22,6 +22,7 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "tail": ("tools.tail", "print records as they come"),
     "feeds": ("tools.feeds", "list, add, pause, restart and remove feeds"),
     "capture": ("tools.capture", "write down what live feeds receive, for replays"),
+    "plugins": ("tools.plugins", "list the sources that other packages bring"),
     "export": ("tools.export", "write recorded data into a file"),
     "query": ("tools.query", "ask recorded data in SQL"),
     "replay-info": ("tools.replay_info", "say what is in captured files"),

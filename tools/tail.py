@@ -21,6 +21,7 @@ from tools.console import Paint
 from tools.topic_filter import PatternError, TopicFilter
 
 if TYPE_CHECKING:
+    from shm.source_names import SourceNames
     from workers.keys import CurveKeys
 
 _BATCH_SLOTS: Final = 1024
@@ -95,6 +96,7 @@ def _print(pieces: Iterator[Piece], wanted: TopicFilter, args: argparse.Namespac
 
     table = InstrumentTable.attach(args.name) if args.zmq is None else None
     received = {"symbol": ""}
+    names = _source_names(args.name)
     lines = RecordLines(table or (lambda _: received["symbol"]), Paint.for_stream(sys.stdout))
     left = args.count if args.count > 0 else -1
     write = sys.stdout.write
@@ -109,7 +111,8 @@ def _print(pieces: Iterator[Piece], wanted: TopicFilter, args: argparse.Namespac
             left -= len(chosen)
         if args.json:
             for record in chosen:
-                write(json.dumps(payload(record, _json_symbol(lines.symbol(int(record["instrument_id"]))))) + "\n")
+                symbol = _json_symbol(lines.symbol(int(record["instrument_id"])))
+                write(json.dumps(payload(record, symbol, source_names=names)) + "\n")
         else:
             for line in lines.lines(chosen, piece.ring_id):
                 write(line + "\n")
@@ -119,6 +122,17 @@ def _print(pieces: Iterator[Piece], wanted: TopicFilter, args: argparse.Namespac
             return 0
     print("-- the engine has stopped", file=sys.stderr)
     return 0
+
+
+def _source_names(engine: str) -> SourceNames | None:
+    """Names of plug-ins, as the engine of that name says; None if it is on another host."""
+    from shm.source_names import SourceNames
+    from shm.status import StatusBlock
+
+    try:
+        return SourceNames(StatusBlock.attach(engine))
+    except ShmError:
+        return None
 
 
 def _json_symbol(symbol: str) -> str | None:

@@ -119,6 +119,7 @@ cdef packed struct Head:
 
 
 include "route_commit.pxi"
+include "route_frames.pxi"
 
 
 # One topic of the turn.
@@ -132,14 +133,6 @@ cdef struct Bucket:
     bint held         # numbered, and not to be sent now
     char *to          # where the next record goes; NULL: nobody wants it raw
     uint64_t number   # number of the next record
-
-
-cdef void put_header(char *to, uint16_t ring, uint32_t count, uint64_t number) noexcept nogil:
-    cdef uint16_t version = WIRE_VERSION
-    memcpy(to, &version, 2)
-    memcpy(to + 2, &ring, 2)
-    memcpy(to + 4, &count, 4)
-    memcpy(to + 8, &number, 8)
 
 
 cdef class Router:
@@ -163,18 +156,14 @@ cdef class Router:
     cdef Py_ssize_t count
     cdef uint64_t topics_word, block_word
     cdef Redo redo
-    cdef uint32_t shard, shards, turn_records, frame_records
-    cdef uint32_t bucket_count, frame_count, encode_count, unresolved_count, batch_count
+    cdef Frames raw               # what goes out raw
+    cdef uint32_t shard, shards, turn_records
+    cdef uint32_t bucket_count, encode_count, unresolved_count, batch_count
     cdef uint8_t *wanted_
     cdef uint16_t *rings_of_
     cdef uint32_t *bucket_of      # [TOPICS] 1 + index into buckets; 0 = not in this turn
     cdef uint32_t *bucket_of_record
     cdef Bucket *buckets
-    cdef char *out
-    cdef char *frame_to
-    cdef uint64_t *frame_at
-    cdef uint32_t *frame_topic
-    cdef uint64_t *frame_bytes
     cdef uint32_t *encode_index
     cdef uint32_t *encode_topic
     cdef uint64_t *encode_number
@@ -216,7 +205,7 @@ cdef class Router:
         self.block_word = table.block_word(shard)
         self.topics_word = table.topics_word
         self.shard, self.shards = shard, table.shards
-        self.turn_records, self.frame_records = turn, frame_records
+        self.turn_records, self.raw.most = turn, frame_records
         PyObject_GetBuffer(table.words, &self.words_view, PyBUF_SIMPLE | PyBUF_WRITABLE)
         self.words_bound = True
         self.words = <tk_word *>self.words_view.buf
@@ -247,13 +236,14 @@ cdef class Router:
         self.bucket_of = <uint32_t *><uintptr_t>arrays["bucket_of"].ctypes.data
         self.bucket_of_record = <uint32_t *><uintptr_t>arrays["bucket_of_record"].ctypes.data
         self.buckets = <Bucket *><uintptr_t>arrays["buckets"].ctypes.data
-        self.frame_at = <uint64_t *><uintptr_t>arrays["frame_at"].ctypes.data
-        self.frame_topic = <uint32_t *><uintptr_t>arrays["frame_topic"].ctypes.data
-        self.frame_bytes = <uint64_t *><uintptr_t>arrays["frame_bytes"].ctypes.data
+        self.raw.at = <uint64_t *><uintptr_t>arrays["frame_at"].ctypes.data
+        self.raw.topic = <uint32_t *><uintptr_t>arrays["frame_topic"].ctypes.data
+        self.raw.bytes = <uint64_t *><uintptr_t>arrays["frame_bytes"].ctypes.data
         self.encode_index = <uint32_t *><uintptr_t>arrays["encode_index"].ctypes.data
         self.encode_topic = <uint32_t *><uintptr_t>arrays["encode_topic"].ctypes.data
         self.encode_number = <uint64_t *><uintptr_t>arrays["encode_number"].ctypes.data
-        self.out = <char *><uintptr_t>out.ctypes.data
+        self.raw.out = <char *><uintptr_t>out.ctypes.data
+        begin_frames(&self.raw)
         self.out_view = memoryview(out)
         for code in range(256):
             self.topic_of_code[code] = STATUS
@@ -420,24 +410,7 @@ cdef class Router:
             self.lay_out(ring, hold)
             self.commit_turn(ring, cursor, announce)
         self.routed += self.batch_count
-        return self.frame_count
-
-    cdef void add_frames(self, uint32_t topic, uint16_t ring, uint32_t count, uint64_t number) noexcept nogil:
-        """Reserve and head the frames for `count` records of a topic, from `frame_to` on."""
-        cdef uint32_t some, i = self.frame_count
-        cdef char *to = self.frame_to
-        while count:
-            some = count if count < self.frame_records else self.frame_records
-            put_header(to, ring, some, number)
-            self.frame_topic[i] = topic
-            self.frame_at[i] = to - self.out
-            self.frame_bytes[i] = HEADER_BYTES + some * RECORD_BYTES
-            to += self.frame_bytes[i]
-            i += 1
-            number += some
-            count -= some
-        self.frame_count = i
-        self.frame_to = to
+        return self.raw.count
 
     cdef bint is_held(self, const Bucket *bucket, uint32_t hold) noexcept nogil:
         """Whether the records of a topic are to wait."""
@@ -451,12 +424,11 @@ cdef class Router:
     cdef void lay_out(self, uint16_t ring, uint32_t hold) noexcept nogil:
         cdef const char *records = <const char *>self.records_view.buf
         cdef Bucket *bucket
-        cdef uint32_t i, slot, some, count = <uint32_t>self.count, encode = 0
+        cdef uint32_t i, slot, some, most = self.raw.most, count = <uint32_t>self.count, encode = 0
         cdef uint64_t done
         cdef char *to
         cdef bint copies = False, holes = False, held = False
-        self.frame_count = 0
-        self.frame_to = self.out
+        begin_frames(&self.raw)
         for i in range(self.bucket_count):
             bucket = &self.buckets[i]
             bucket.wanted = self.wanted_[bucket.topic]
@@ -472,9 +444,8 @@ cdef class Router:
             if bucket.wanted & (W_RAW | W_ENCODED) and self.marks_[bucket.topic] == MARK_HOLE:
                 holes = True
             if bucket.wanted & W_RAW:
-                bucket.to = self.frame_to + HEADER_BYTES
-                bucket.room = self.frame_records
-                self.add_frames(bucket.topic, ring, bucket.count, bucket.number)
+                bucket.to = add_frames(&self.raw, bucket.topic, ring, bucket.count, bucket.number)
+                bucket.room = most
         if copies:
             for i in range(count):
                 slot = self.bucket_of_record[i]
@@ -484,7 +455,7 @@ cdef class Router:
                 if bucket.to != NULL:
                     if bucket.room == 0:  # the next frame of this topic starts right behind
                         bucket.to += HEADER_BYTES
-                        bucket.room = self.frame_records
+                        bucket.room = most
                     memcpy(bucket.to, records + <uint64_t>i * RECORD_BYTES, RECORD_BYTES)
                     bucket.to += RECORD_BYTES
                     bucket.room -= 1
@@ -499,24 +470,23 @@ cdef class Router:
         if held:
             self.list_held()
         if self.batch_count and self.wanted_[BATCH] & W_RAW:
-            to = self.frame_to + HEADER_BYTES
-            self.add_frames(BATCH, ring, self.batch_count,
+            to = add_frames(&self.raw, BATCH, ring, self.batch_count,
                             tk_load_relaxed(self.words + self.number_word(BATCH)) + 1)
             if self.batch_count == count:
                 done = 0
                 while done < count:
-                    some = self.frame_records if count - done > self.frame_records else <uint32_t>(count - done)
+                    some = most if count - done > most else <uint32_t>(count - done)
                     memcpy(to, records + done * RECORD_BYTES, <uint64_t>some * RECORD_BYTES)
                     to += <uint64_t>some * RECORD_BYTES + HEADER_BYTES
                     done += some
             else:
-                some = self.frame_records
+                some = most
                 for i in range(count):
                     if self.bucket_of_record[i] == NOWHERE:
                         continue
                     if some == 0:
                         to += HEADER_BYTES
-                        some = self.frame_records
+                        some = most
                     memcpy(to, records + <uint64_t>i * RECORD_BYTES, RECORD_BYTES)
                     to += RECORD_BYTES
                     some -= 1
@@ -556,9 +526,9 @@ cdef class Router:
                 head = <Head *>(<char *>self.records_view.buf + <uint64_t>bucket.first * RECORD_BYTES)
                 head.flags |= GAP_BEFORE
                 if bucket.wanted & W_RAW:
-                    (<Head *>(self.out + self.frame_at[frame] + HEADER_BYTES)).flags |= GAP_BEFORE
+                    (<Head *>(self.raw.out + self.raw.at[frame] + HEADER_BYTES)).flags |= GAP_BEFORE
             if bucket.wanted & W_RAW:
-                frame += (bucket.count + self.frame_records - 1) // self.frame_records
+                frame += (bucket.count + self.raw.most - 1) // self.raw.most
 
     cdef void commit_turn(self, uint16_t ring, uint64_t cursor, int announce) noexcept nogil:
         """The new cursor and numbers, all or none of them, whenever this process is killed (workers/topics.py)."""
@@ -582,14 +552,7 @@ cdef class Router:
 
     def frames(self):
         """What to send raw: a list of (topic index, memoryview of the frame). The views die with the next `scan`."""
-        cdef uint32_t i
-        cdef uint64_t at
-        view = self.out_view
-        cdef list found = []
-        for i in range(self.frame_count):
-            at = self.frame_at[i]
-            found.append((self.frame_topic[i], view[at : at + self.frame_bytes[i]]))
-        return found
+        return frame_list(&self.raw, self.out_view)
 
     def encode_list(self):
         """What to send as msgpack or JSON: a list of (index of the record in the turn, topic index, topic number)."""
@@ -601,7 +564,7 @@ cdef class Router:
     @property
     def frame_records_total(self):
         """Records in the raw frames of the last turn; one that two topics carry counts twice."""
-        return (self.frame_to - self.out - HEADER_BYTES * <int64_t>self.frame_count) // RECORD_BYTES
+        return (self.raw.to - self.raw.out - HEADER_BYTES * <int64_t>self.raw.count) // RECORD_BYTES
 
     @property
     def batch_records(self):

@@ -7,7 +7,7 @@ It keeps the unfinished news items, at most MAX_OPEN_NEWS of them, and nothing e
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Final
 
 import msgspec
@@ -28,8 +28,9 @@ encode_msgpack: Final = msgspec.msgpack.Encoder().encode
 class MessageBuilder:
     """Turns records into messages; keeps what news items still lack."""
 
-    def __init__(self) -> None:
-        """Start with no news item open."""
+    def __init__(self, source_names: Mapping[int, str] | None = None) -> None:
+        """Start with no news item open. `source_names`: those of plug-ins, code -> name (shm.source_names)."""
+        self._source_names = source_names
         self._open: dict[tuple[int, int], tuple[dict[str, Any], list[bytes]]] = {}
         self.unfinished = 0  # news items given up because their end never came
 
@@ -60,7 +61,7 @@ class MessageBuilder:
             if records[at + _TYPE_OFFSET] == RecordType.NEWS:
                 found = self._news(records[at : at + RECORD_SIZE_BYTES], ring, topic, symbols[topic], number)
             else:
-                found = payload_at(records, at, symbols[topic], number)
+                found = payload_at(records, at, symbols[topic], number, source_names=self._source_names)
             if found is not None:
                 yield topic, {"topic": names[topic].decode(), "payload": found}
 
@@ -70,7 +71,7 @@ class MessageBuilder:
         goes_on = int.from_bytes(record[_FLAGS_OFFSET : _FLAGS_OFFSET + 2], "little") & Flag.CONTINUES
         payload, pieces = self._open.pop((ring, topic), (None, []))
         if payload is None:
-            payload = payload_at(record, 0, symbol, number)
+            payload = payload_at(record, 0, symbol, number, source_names=self._source_names)
         pieces.append(bytes(record))
         if goes_on and len(pieces) < MAX_NEWS_RECORDS:
             if len(self._open) >= MAX_OPEN_NEWS:

@@ -40,6 +40,7 @@ from shm.errors import BadArgument, SegmentMissing
 from shm.instruments import InstrumentTable
 from shm.layout import RECORD_SIZE_BYTES, empty
 from shm.ring import RingReader, RingSet, ring_info
+from shm.source_names import SourceNames
 from workers import topics as topic_table
 from workers._route import JSON, MSGPACK, RAW, RESOLVED, Router
 from workers.chronicle import Chronicle
@@ -114,7 +115,7 @@ class Fanout:
         self._readers = RingSet(self._attach(ring) for ring in settings.rings)
         self._names: dict[int, bytes] = {topic: name.encode() for topic, name in _SHARD_TOPICS.items()}
         self._symbols: dict[int, str | None] = dict.fromkeys(_SHARD_TOPICS)
-        self._builder = MessageBuilder()
+        self._builder = MessageBuilder(SourceNames(runtime.block))
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._gate = self._make_gate()
         self._drop_later = False  # not while a socket is in the middle of a message

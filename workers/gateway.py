@@ -37,6 +37,7 @@ from shm.instruments import InstrumentTable
 from shm.latest import LatestTable
 from shm.layout import empty
 from shm.ring import RingReader, RingSet
+from shm.source_names import SourceNames
 from workers.audience import INSTRUMENTS, SOMEBODY, STATUS_KEY, UNRESOLVED, Audience, topic_keys
 from workers.backlog import ANSWER, Message
 from workers.door import LISTEN_BACKLOG, PATH, Door, Refused
@@ -88,14 +89,15 @@ class Gateway:
         )
         self._records = empty(settings.batch_slots)
         self._records_view = memoryview(self._records.view(np.uint8).data)
-        self._builder = MessageBuilder()
+        source_names = SourceNames(runtime.block)
+        self._builder = MessageBuilder(source_names)
         self.audience: Audience[WsClient] = Audience(self._instruments)
         self.clients: dict[WsClient, None] = {}
         self.slow: dict[WsClient, None] = {}
         self._unauthorised: dict[WsClient, float] = {}
         self._dirty: dict[WsClient, None] = {}
         self._loop: asyncio.AbstractEventLoop = asyncio.get_running_loop()
-        values = LastValues(self._table) if self._table is not None else None
+        values = LastValues(self._table, source_names) if self._table is not None else None
         self._joins = Joins(values, self._instruments, self._positions, self.now_s)
         self._go = threading.Semaphore(0)
         self._parked = True  # the waiter sleeps, because nobody wants anything

@@ -30,9 +30,10 @@ from workers.captures import Captures
 from workers.errors import SettingsError
 from workers.feed import Feed, Publisher
 from workers.feed_group import FeedGroup, restore_from_ring
+from workers.plugin_limits import bound_memory, read_limits
 from workers.resume import FeedPosition, feed_records, find_newest
 from workers.runtime import MAX_WAIT_S, Runtime, main
-from workers.source import Source, SourceContext, check_source, open_source
+from workers.source import SOURCES, Source, SourceContext, check_source, open_source
 from workers.spec import (
     AddFeed,
     AnyCommand,
@@ -61,7 +62,7 @@ class Ingest:
             ShmError: a segment that can't be used; WriterBusy if the ring has a living writer.
         """
         settings = runtime.settings
-        _check_feeds(settings.feeds)
+        _check_feeds(settings.feeds, isolated=settings.isolated)
         self._runtime = runtime
         self._min_wait_ns = round(settings.min_wait_us * 1000)
         self._instruments = InstrumentTable.attach(settings.engine, write=True)
@@ -89,6 +90,8 @@ class Ingest:
 
     def _make_feed(self, spec: FeedSpec, *, fresh: bool = False) -> Feed:
         runtime, settings = self._runtime, self._runtime.settings
+        if settings.isolated and bound_memory(read_limits(spec).max_memory_mb):
+            log.info("feed %s: memory is bounded", spec.name)
         position = FeedPosition(runtime.status, spec, runtime.block.started_ns)
         published_already = position.recover(
             self._publisher.resume_log, spec.feed_id, settings.engine, settings.ring_id
@@ -211,7 +214,7 @@ class Ingest:
         if self._feed(command.feed.feed_id) is not None:
             return Done(request_id=command.request_id)
         try:
-            check_source(command.feed)
+            _check_feed(command.feed, isolated=self._runtime.settings.isolated)
             feed = self._make_feed(command.feed, fresh=command.fresh)
             feed.prepare()
         except SettingsError as error:
@@ -238,11 +241,19 @@ def run(runtime: Runtime[IngestSettings]) -> None:
         ingest.close()
 
 
-def _check_feeds(feeds: tuple[FeedSpec, ...]) -> None:
+def _check_feed(spec: FeedSpec, *, isolated: bool) -> None:
+    """SettingsError: there is no such source, or it is not for this worker."""
+    check_source(spec)
+    if isolated != (spec.source not in SOURCES):
+        what = "hosts plug-ins only" if isolated else "is shared, and a plug-in needs one of its own"
+        raise SettingsError(f"feed {spec.name}: source is {spec.source!r}, but this ingest worker {what}")
+
+
+def _check_feeds(feeds: tuple[FeedSpec, ...], *, isolated: bool) -> None:
     seen: dict[int, str] = {}
     for spec in feeds:
         if not spec.added:
-            check_source(spec)
+            _check_feed(spec, isolated=isolated)
         if spec.feed_id in seen:
             raise SettingsError(f"feeds {seen[spec.feed_id]} and {spec.name} both have feed_id {spec.feed_id}")
         seen[spec.feed_id] = spec.name

@@ -9,7 +9,7 @@ The table does not say which ring a record came by: `ring` is null in these mess
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from math import isfinite
 from typing import Any, Final
 
@@ -33,9 +33,10 @@ Value = tuple[int, int, dict[str, Any]]  # record type, sequence, flat data
 class LastValues:
     """Reads one engine's table for the gateway."""
 
-    def __init__(self, table: LatestTable) -> None:
-        """Read this table; it stays the caller's to close."""
+    def __init__(self, table: LatestTable, source_names: Mapping[int, str] | None = None) -> None:
+        """Read this table; it stays the caller's to close. `source_names`: those of plug-ins, code -> name."""
         self._table = table
+        self._source_names = source_names
 
     def complete(self) -> dict[int, int]:
         """Per ring, the sequence up to which the table holds every record."""
@@ -81,7 +82,8 @@ class LastValues:
                     yield self._trade(snapshot, kind, symbol)
 
     def _value(self, record: np.void, symbol: str) -> Value:
-        return int(record["record_type"]), int(record["sequence"]), flatten(payload(record, symbol), None)
+        found = payload(record, symbol, source_names=self._source_names)
+        return int(record["record_type"]), int(record["sequence"]), flatten(found, None)
 
     def _news(self, records: np.ndarray, symbol: str) -> Iterator[Value]:
         """The newest item whose last piece is there; its pieces follow one another in one ring."""
@@ -123,7 +125,7 @@ class LastValues:
         assert trade is not None
         data = {
             **_head(symbol, kind),
-            "source": source_name(trade.source),
+            "source": source_name(trade.source, self._source_names),
             "sequence": trade.sequence,
             "timestamp": iso_time(trade.ts_event),
             "price": _number(trade.price),

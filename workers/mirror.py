@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
+from shm.source_names import SourceNames
 from shm.status import ProcessStatus, StatusBlock
 from workers.backoff import Backoff
 from workers.journal_follower import Batch, JournalFollower, Place
@@ -213,7 +214,7 @@ class _Numbers:
         return {int(name.partition(".")[2]): count for name, count in counters.items() if name.startswith("recorded.")}
 
 
-def make_store(settings: MirrorSettings) -> Store:
+def make_store(settings: MirrorSettings, source_names: SourceNames | None = None) -> Store:
     """The store that the settings name. Raises SettingsError where its library is missing."""
     address = with_password(settings.address, settings.password)
     if settings.store == "redis":
@@ -233,13 +234,14 @@ def make_store(settings: MirrorSettings) -> Store:
         settings.engine,
         retention_days=settings.retention_days,
         timescale=settings.timescale,
+        source_names=source_names,
     )
 
 
 def run(runtime: Runtime[MirrorSettings]) -> None:
     """Be the mirror until asked to stop; then let a transaction that is under way come to its end, briefly."""
     settings = runtime.settings
-    pump = Pump(settings, make_store(settings), random.SystemRandom())
+    pump = Pump(settings, make_store(settings, SourceNames(runtime.block)), random.SystemRandom())
     numbers = _Numbers(runtime.status, runtime.block)
     stopping = threading.Event()
     failure: list[BaseException] = []

@@ -146,6 +146,7 @@ class Composer:
 
     Attributes:
         feeds: symbol -> feed id, for records that belong to a feed; 0 elsewhere. The owner's to change.
+        sources: name -> code, of the sources that points may name; the owner adds plug-ins.
     """
 
     def __init__(
@@ -154,6 +155,7 @@ class Composer:
         """`intern` gives a symbol its instrument id (shm.instruments.InstrumentTable.intern), `priorities` its tier."""
         tiers = SymbolTiers(priorities or {}, intern)
         self.feeds: dict[str, int] = {}
+        self.sources = dict(SOURCES)
         self._intern = tiers.intern
         self._ids: dict[str, int] = {}
         self._quality = Quality(quality, tiers)
@@ -169,7 +171,7 @@ class Composer:
             self._ids.clear()
         rejected: list[Rejection] = []
         records = empty(_points.count_pieces(points))
-        count = _points.fill(points, records, self._ids, self._intern, SOURCES, self.feeds, now_ns, rejected)
+        count = _points.fill(points, records, self._ids, self._intern, self.sources, self.feeds, now_ns, rejected)
         indexes = records["sequence"][:count].copy()
         kept = self._quality.check(records, count)
         if kept < count:

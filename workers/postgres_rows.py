@@ -20,7 +20,7 @@ from typing import Final
 
 import numpy as np
 
-from shm.layout import empty
+from shm.layout import Source, empty
 from shm.message import source_name, type_name
 from workers._copy_rows import ROW_MAX_BYTES, TEXT_MAX_BYTES, put_rows
 from workers.journal_follower import Batch
@@ -43,8 +43,13 @@ class RowWriter:
         self._engine = engine
         self._buffer = bytearray(PIECE_ROWS * ROW_MAX_BYTES)
         self._types = _texts([type_name(code) for code in range(256)])
-        self._sources = _texts([source_name(code, source_names) for code in range(256)])
+        self._source_names = {} if source_names is None else source_names  # one that is empty now may grow
+        self._sources = self._name_sources()
         self._symbols: dict[tuple[str, ...], tuple[_Texts, np.ndarray]] = {}
+
+    def _name_sources(self) -> _Texts:
+        names = dict(self._source_names)  # as far as they are known now
+        return _texts([source_name(code, names) for code in range(256)])
 
     def pieces(self, batch: Batch) -> Iterator[memoryview]:
         """The rows of a batch, by symbol, type and time, some thousand at once; each valid until the next is asked for.
@@ -53,6 +58,9 @@ class RowWriter:
         In pieces, because the server works on one while the next is made.
         """
         records = batch.records
+        newest = int(records["source"].max(initial=0))
+        if newest >= Source.PLUGIN and newest not in self._source_names and self._source_names.get(newest) is not None:
+            self._sources = self._name_sources()
         (text, ends), rank = self._of(batch.symbols)
         ids = np.minimum(records["instrument_id"], len(rank) - 1)
         order = np.lexsort((records["ts_event"], records["record_type"], rank[ids]))

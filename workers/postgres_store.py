@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
+from shm.source_names import SourceNames
 from workers.errors import SettingsError
 from workers.journal_follower import Batch, Place
 from workers.postgres_rows import COLUMNS, HEADER, TRAILER, RowWriter
@@ -77,14 +78,22 @@ class PostgresStore:
 
     name = "postgres"
 
-    def __init__(self, dsn: str, engine: str, *, retention_days: int, timescale: bool = True) -> None:
+    def __init__(
+        self,
+        dsn: str,
+        engine: str,
+        *,
+        retention_days: int,
+        timescale: bool = True,
+        source_names: SourceNames | None = None,
+    ) -> None:
         """Nothing is opened yet. `dsn` may hold a password; `retention_days` 0 = keep for ever."""
         self._psycopg = psycopg_module()
         self._dsn = dsn
         self._engine = engine
         self._retention_days = retention_days
         self._timescale = timescale
-        self._rows = RowWriter(engine)
+        self._rows = RowWriter(engine, source_names)
         self._connection: psycopg.Connection[Any] | None = None
         self._upkeep = Upkeep.POLICIES
         self._spans: list[Span] = []

@@ -35,6 +35,8 @@ SOURCES: Final[dict[str, tuple[str, str]]] = {
     "fix": ("workers.sources.fix", "FixSource"),
     "ibkr": ("workers.sources.ibkr", "IbkrSource"),
 }
+# Any other name is a plug-in's (workers/plugins.py), and this makes it.
+HOST: Final = ("workers.sources.hosted", "HostedSource")
 
 
 class Source(Protocol):
@@ -124,7 +126,7 @@ def open_source(context: SourceContext) -> Source:
         SettingsError: no such source, or options that it can't use.
         SourceError: the settings are right, but it can't deliver now.
     """
-    module, name = SOURCES[check_source(context.spec)]
+    module, name = SOURCES.get(check_source(context.spec), HOST)
     source: Source = getattr(import_module(module), name)(context)
     return source
 
@@ -132,7 +134,14 @@ def open_source(context: SourceContext) -> Source:
 def check_source(spec: FeedSpec) -> str:
     """The source's name, if there is such a source; SettingsError with the nearest name if not."""
     if spec.source not in SOURCES:
-        raise SettingsError(f"feed {spec.name}: source is {spec.source!r}{nearest(spec.source, SOURCES)}")
+        from workers import plugins  # which scans what is installed: only for what is not built in
+
+        found = plugins.find(spec.source)
+        if found is None:
+            names = [*SOURCES, *(plugin.name for plugin in plugins.installed() if not plugin.refused)]
+            raise SettingsError(f"feed {spec.name}: source is {spec.source!r}{nearest(spec.source, names)}")
+        if found.refused:
+            raise SettingsError(f"feed {spec.name}: source is {spec.source!r}: {found.refused}")
     return spec.source
 
 

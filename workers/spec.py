@@ -80,7 +80,8 @@ class FeedSpec(_Spec, frozen=True, kw_only=True):
 
     feed_id: FeedId
     name: Annotated[str, Meta(min_length=1, max_length=64)]
-    source: str  # "simulated", "replay", ...: the names of workers.source.SOURCES
+    source: str  # "simulated", "replay", ...: the names of workers.source.SOURCES, or a plug-in's (workers.plugins)
+    source_code: Annotated[int, Meta(ge=0, le=255)] = 0  # of a plug-in's records (shm.source_names); 0 = built in
     symbols: tuple[str, ...] = ()  # empty = the source's own choice
     data_types: tuple[str, ...] = ()  # names of shm.layout.TYPE_NAMES; empty = the source's own choice
     options: dict[str, Any] = {}  # the source's own settings; it refuses what it does not know
@@ -142,6 +143,7 @@ class IngestSettings(WorkerSettings, frozen=True, kw_only=True):
     min_wait_us: NotNegative = 200.0  # least pause between two polls of a paced feed: latency against CPU time
     folder: str = ""  # of this engine alone: what sources keep beyond their process (budgets, published, FIX numbers)
     capture: CaptureSettings | None = None  # None: nothing is written down
+    isolated: bool = False  # hosts one feed whose source is a plug-in, and no other: what that does harms nobody else
 
 
 class FanoutSettings(WorkerSettings, frozen=True, kw_only=True):

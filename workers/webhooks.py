@@ -2,7 +2,7 @@
 
     rings --> read --> who wants it? (audience.py) --> encode once --> queue of each subscription --> ledger
                                                                           `--> POST, one at a time, retried
-                                                                              (webhook_subscription.py, webhook_post.py)
+                                                                              (webhook_deliveries.py)
 
 While there is no subscription it sleeps: no ring attached, no aiohttp imported. At least once rests on the ledger
 (shm/ledger.py): a killed worker's successor reads each ring again from the first sequence that some subscription has
@@ -36,13 +36,15 @@ from shm.instruments import InstrumentTable
 from shm.layout import empty
 from shm.ledger import DeliveryState, Ledger
 from shm.ring import RingReader, RingSet, ring_info
+from shm.source_names import SourceNames
 from workers.audience import SOMEBODY, UNRESOLVED, Audience, topic_keys
 from workers.encode import MessageBuilder, encode_json
 from workers.errors import SettingsError
 from workers.runtime import MAX_WAIT_S, Runtime, main
 from workers.spec import AnyCommand, Done, Refused, SetSubscriptions, SubscriptionSpec, WebhookSettings
 from workers.stream import RequestError
-from workers.webhook_queue import Batch, Message
+from workers.webhook_deliveries import Deliveries
+from workers.webhook_queue import Message
 from workers.webhook_subscription import Limits, Subscription, patterns_of
 from workers.webhook_target import Addresses, check_url
 
@@ -50,7 +52,6 @@ if TYPE_CHECKING:
     from workers.webhook_post import Poster
 
 TICK_S: Final = 0.05
-TIMER_S: Final = 0.001
 GATHER_S: Final = 0.01  # between two looks at rings that are not busy: what comes meanwhile shares a delivery
 DRAIN_S: Final = 0.35
 
@@ -58,14 +59,13 @@ log = logging.getLogger("webhooks")
 
 
 class Webhooks:
-    """All subscriptions, the rings they are served from, and the requests under way."""
+    """All subscriptions and the rings they are served from."""
 
     def __init__(self, runtime: Runtime[WebhookSettings], ledger: Ledger, poster: Poster, addresses: Addresses) -> None:
         """Go on with the subscriptions of the settings. Raises ShmError."""
         settings = runtime.settings
         self._runtime = runtime
         self._settings = settings
-        self._poster = poster
         self._addresses = addresses
         self._limits = Limits(
             queue_messages=settings.queue_messages,
@@ -80,14 +80,12 @@ class Webhooks:
         self._waiter = ThreadPoolExecutor(1, thread_name_prefix="rings")
         self._instruments = InstrumentTable.attach(settings.engine)
         self._audience: Audience[Subscription] = Audience(self._instruments)
-        self._builder = MessageBuilder()
+        self._source_names = SourceNames(runtime.block)
+        self._builder = MessageBuilder(self._source_names)
         self._records = empty(settings.batch_slots)
         self._records_view = memoryview(self._records.view(np.uint8).data)
         self._subscriptions: dict[int, Subscription] = {}
-        self._due: dict[Subscription, None] = {}  # ready to be sent, longest first
-        self._timers: dict[Subscription, asyncio.TimerHandle] = {}
-        self._posts: set[asyncio.Task[None]] = set()
-        self._fault: BaseException | None = None
+        self._deliveries = Deliveries(runtime, poster, self._serves)
         self._readers = RingSet()
         self._horizons: dict[int, int] = {}  # ring that is being read a second time -> where the first time ended
         self._wanted = asyncio.Event()
@@ -96,16 +94,11 @@ class Webhooks:
         self._records_lost = counter("records_lost")
         self._gaps = counter("gaps")
         self._messages_encoded = counter("messages_encoded")
-        self._messages_delivered = counter("messages_delivered")
         self._messages_lost = counter("messages_lost")
-        self._deliveries = counter("deliveries")
-        self._deliveries_failed = counter("deliveries_failed")
-        self._bytes_sent = counter("bytes_sent")
         self._targets = gauge("webhook_subscriptions")
         self._parked = gauge("webhooks_parked")
         self._queued = gauge("webhook_messages_queued")
         self._queued_bytes = gauge("webhook_bytes_queued")
-        self._latency = runtime.status.histogram("delivery_latency")
         self._ledger = ledger
         ledger.keep({spec.key for spec in settings.subscriptions})
         for spec in settings.subscriptions:
@@ -125,9 +118,10 @@ class Webhooks:
             await self._drain(reading)
         finally:
             reading.cancel()
-            for post in self._posts:
+            posts = self._deliveries.posts
+            for post in posts:
                 post.cancel()
-            await asyncio.gather(reading, *self._posts, return_exceptions=True)
+            await asyncio.gather(reading, *posts, return_exceptions=True)
             self._waiter.shutdown(wait=True)  # it uses the mappings
             for subscription in self._subscriptions.values():
                 subscription.save()
@@ -142,12 +136,16 @@ class Webhooks:
         deadline_s = self._loop.time() + DRAIN_S
         while self._take_turn() and self._loop.time() < deadline_s:
             pass
-        self._dispatch()
-        while self._posts and self._loop.time() < deadline_s:
+        self._deliveries.dispatch()
+        while self._deliveries.posts and self._loop.time() < deadline_s:
             self._runtime.beat(time.time_ns())
-            await asyncio.wait(self._posts, timeout=0.01)
+            await asyncio.wait(self._deliveries.posts, timeout=0.01)
 
     # Subscriptions
+
+    def _serves(self, subscription: Subscription) -> bool:
+        """Whether it is still one of ours, and not an earlier one of the same key."""
+        return self._subscriptions.get(subscription.spec.key) is subscription
 
     def _add(self, spec: SubscriptionSpec) -> Subscription:
         slot = self._ledger.claim(spec.key)
@@ -160,12 +158,12 @@ class Webhooks:
     def _join(self, subscription: Subscription) -> None:
         for pattern in subscription.patterns:
             self._audience.add(subscription, pattern)
-        self._schedule(subscription)
+        self._deliveries.schedule(subscription)
 
     def _leave(self, subscription: Subscription) -> None:
         for pattern in subscription.patterns:
             self._audience.remove(subscription, pattern)
-        self._unschedule(subscription)
+        self._deliveries.unschedule(subscription)
 
     def _obey(self, commands: list[AnyCommand]) -> None:
         for command in commands:
@@ -214,7 +212,7 @@ class Webhooks:
         self._ledger.keep(self._subscriptions)
         if self._active and not self._readers:
             self._open_rings(resume=False)
-        self._dispatch()
+        self._deliveries.dispatch()
 
     def _begin_now(self, subscription: Subscription) -> None:
         """It gets what is read from now on, for the first time."""
@@ -266,7 +264,7 @@ class Webhooks:
         self._readers.close()
         self._readers.clear()
         self._horizons.clear()
-        self._builder = MessageBuilder()
+        self._builder = MessageBuilder(self._source_names)
 
     async def _read(self) -> None:
         """Turn after turn; sleeps while the rings are empty, and without a subscription."""
@@ -276,7 +274,7 @@ class Webhooks:
                 self._wanted.clear()
                 await self._wanted.wait()
             most = self._take_turn()
-            self._dispatch()
+            self._deliveries.dispatch()
             if not most:
                 await self._loop.run_in_executor(self._waiter, self._readers.wait, MAX_WAIT_S)
             else:
@@ -344,8 +342,7 @@ class Webhooks:
         self._messages_encoded.add(encoded)
         self._messages_lost.add(lost)
         for subscription in touched:
-            if subscription.ready:
-                self._due[subscription] = None
+            self._deliveries.offer(subscription)
         return touched
 
     def _overrun(self, ring: int, first: int, end: int) -> None:
@@ -356,93 +353,15 @@ class Webhooks:
             if not subscription.spec.paused:
                 subscription.overrun(ring, first, end)
                 subscription.save()
-                if subscription.ready:
-                    self._due[subscription] = None
-
-    # Queues to receivers
-
-    def _schedule(self, subscription: Subscription) -> None:
-        """Have it sent as soon as there is room, or tried again when its time comes."""
-        self._unschedule(subscription)
-        if self._subscriptions.get(subscription.spec.key) is not subscription:
-            return
-        if subscription.ready:
-            self._due[subscription] = None
-        elif subscription.next_attempt_ns and not subscription.spec.paused:
-            delay_s = max(0.0, (subscription.next_attempt_ns - time.time_ns()) / 1e9)
-            self._timers[subscription] = self._loop.call_later(delay_s + TIMER_S, self._wake, subscription)
-
-    def _unschedule(self, subscription: Subscription) -> None:
-        self._due.pop(subscription, None)
-        timer = self._timers.pop(subscription, None)
-        if timer is not None:
-            timer.cancel()
-
-    def _wake(self, subscription: Subscription) -> None:
-        """Its time has come; or nearly so, as the loop's clock is coarser than its own: then it waits once more."""
-        subscription.wake(time.time_ns())
-        self._schedule(subscription)
-        self._dispatch()
-
-    def _dispatch(self) -> None:
-        """Begin as many deliveries as there is room for: by priority, then the one that has waited longest."""
-        room = self._settings.max_deliveries - len(self._posts)
-        if not self._due or room <= 0:
-            return
-        chosen = list(self._due)
-        if len(chosen) > room:
-            chosen = sorted(chosen, key=lambda subscription: subscription.rank)[:room]
-        for subscription in chosen:
-            del self._due[subscription]
-            if subscription.ready:
-                post = self._loop.create_task(self._deliver(subscription, subscription.begin()))
-                self._posts.add(post)
-                post.add_done_callback(self._posted)
-
-    def _posted(self, post: asyncio.Task[None]) -> None:
-        """A delivery is over; one that raised is a fault of ours, and ends the process at the next tick."""
-        self._posts.discard(post)
-        if not post.cancelled():
-            self._fault = self._fault or post.exception()
-            self._dispatch()
-
-    async def _deliver(self, subscription: Subscription, batch: Batch) -> None:
-        """One request, from the first byte to what it means for the subscription."""
-        spec = subscription.spec
-        self._runtime.beat(time.time_ns())
-        outcome = await self._poster.post(
-            spec.callback_url,
-            batch.body,
-            secret=spec.secret,
-            subscription_id=spec.subscription_id,
-            delivery=batch.number,
-            now_s=time.time,
-        )
-        now_ns = time.time_ns()
-        self._deliveries.add(1)
-        if self._subscriptions.get(spec.key) is not subscription:
-            return
-        if outcome.failure:
-            self._deliveries_failed.add(1)
-            lost = subscription.failed(batch, outcome.failure, outcome.retry_after_ns, now_ns)
-            self._messages_lost.add(lost)
-            if subscription.state is DeliveryState.PARKED:
-                log.warning("%s: parked after %s", spec.subscription_id, outcome.detail)
-        else:
-            subscription.acknowledged(batch, now_ns)
-            self._messages_delivered.add(len(batch.messages))
-            self._bytes_sent.add(len(batch.body))
-            if batch.messages:
-                self._latency.record(max(0, now_ns - batch.messages[0].publish_ns))
-        self._schedule(subscription)
+                self._deliveries.offer(subscription)
 
     # Time
 
     def _tick(self) -> None:
         """Twenty times a second: heartbeat, commands, the bound on all queues together, gauges."""
         self._runtime.beat(time.time_ns())
-        if self._fault is not None:
-            raise self._fault
+        if self._deliveries.fault is not None:
+            raise self._deliveries.fault
         commands = self._runtime.commands()
         if commands:
             self._obey(commands)

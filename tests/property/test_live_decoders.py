@@ -22,6 +22,7 @@ GOOD: dict[str, bytes] = {
     b'"trades":[{"product_id":"X","trade_id":"7%d","price":"1.5","size":"2","time":"2026-08-09T21:05:48Z","side":"BUY"}]}]}',
     "kraken": b'{"channel":"trade","type":"update","data":[{"symbol":"X","side":"buy","price":1.5,"qty":4,'
     b'"trade_id":%d,"timestamp":"2023-09-25T07:49:37.708706Z"}]}',
+    "kraken-v1": b'[%d,[["1.5","4","1534614057.321597","b","l",""]],"trade","X"]',
     "bitstamp": b'{"data":{"id":%d,"amount_str":"1","price_str":"1.5","type":0,"microtimestamp":"1641343699596000"},'
     b'"channel":"live_trades_x","event":"trade"}',
     "generic": b'{"data":{"id":%d,"amount_str":"1","price_str":"1.5","type":0,"microtimestamp":"1641343699596000"},'

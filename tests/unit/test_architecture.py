@@ -13,7 +13,7 @@ PACKAGES = ("shm", "workers", "engine", "tools", "perf")
 MAY_IMPORT = {
     "shm": {"shm"},
     "workers": {"workers", "shm"},
-    "engine": {"engine", "shm", "workers.spec", "workers.points"},
+    "engine": {"engine", "shm", "workers.spec", "workers.points", "workers.plugins"},
     "tools": {"tools", "engine", "workers", "shm", "perf"},
     "perf": {"perf", "tools", "engine", "workers", "shm"},
 }

@@ -13,6 +13,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from shm.layout import RecordType, empty
+from shm.source_names import SourceNames, tell
+from shm.status import StatusBlock
 from tests.journals import NOW, STREAM, symbols, trades
 from workers._copy_rows import ROW_MAX_BYTES, put_rows
 from workers.journal_follower import Batch, Place
@@ -150,3 +152,14 @@ def test_long_ago_is_a_year_and_lately_a_day() -> None:
     assert span_for(15_500, [], today, 365) == (15_340, 15_706)  # 2012
     assert span_for(15_500, [Span(15_400, 15_401)], today, 365) == (15_492, 15_522)  # June 2012
     assert span_for(15_500, [Span(15_501, 15_502)], today, 365) == (15_500, 15_501)
+
+
+def test_a_plug_in_that_came_after_the_writer_is_named_too(engine_name: str) -> None:
+    block = StatusBlock.create(engine_name, process_slots=2)
+    control = block.register("control", "control")
+    writer = RowWriter("e", SourceNames(block))
+    records = trades(1, 1)
+    records["source"] = 64
+    tell(control, "linetail", 64)
+    assert b"linetail" in b"".join(map(bytes, writer.pieces(batch_of(records))))
+    block.close()

@@ -63,11 +63,23 @@ def test_a_crash_is_answered_with_a_spawn_at_once() -> None:
     assert (life.phase, life.restarts, life.failures) == (Phase.WAITING, 1, 1)
 
 
+def test_a_process_is_asked_for_once_however_late_it_is_started() -> None:
+    life = running()
+    assert life.exited(20.0) is Action.SPAWN
+    for now_s in (20.0, 20.2, 25.0):  # a second process would never be watched, nor ended
+        assert life.turn(now_s, TURN_S, 8, ready=False) is Action.NOTHING
+    life.spawned(25.0)
+    assert life.exited(25.1) is Action.NOTHING
+    assert life.turn(25.1 + 5.0, TURN_S, 8, ready=False) is Action.SPAWN
+    assert life.turn(25.1 + 5.2, TURN_S, 8, ready=False) is Action.NOTHING
+
+
 def test_a_crash_loop_waits_and_shows_as_failed_but_goes_on() -> None:
     life = Life(LIMITS, lambda: 0.0, 0.0)
     now_s = 0.0
+    action = Action.NOTHING
     for failure in range(1, 9):
-        assert life.turn(now_s, TURN_S, 0, ready=False) is Action.SPAWN
+        assert Action.SPAWN in (action, life.turn(now_s, TURN_S, 0, ready=False))
         life.spawned(now_s)
         action = life.exited(now_s)
         assert (action is Action.SPAWN) == (failure == 1)

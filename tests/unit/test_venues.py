@@ -11,9 +11,9 @@ import pytest
 
 from shm.layout import Action, Flag, RecordType, Side, StatusCode
 from tests.unit.test_websocket_source import Feed, assert_same, books, feeds, of, replayed
-from tests.venue_server import Act, VenueServer, after, bitstamp_answer, jsonl, kraken_answer
+from tests.venue_server import Act, VenueServer, after, bitstamp_answer, jsonl, kraken_answer, kraken_v1_answer
+from workers.decoders.checked_book import Book, digits_of
 from workers.decoders.described import Shape, parse_path, pick
-from workers.decoders.kraken import Book, digits_of
 from workers.errors import SettingsError
 
 __all__ = ["feeds"]  # the fixture
@@ -281,3 +281,70 @@ def test_one_symbol_refused_leaves_the_others(feeds: Make) -> None:
         feed.until(lambda: feed.source.report.state == "live", "data of the other")
         feed.until(lambda: "refused: trade:NO/PE" in feed.source.report.why, "the reason")
         assert feed.source.report.degraded
+
+
+# -- Kraken, WebSocket v1
+
+
+def levels_v1(prices: tuple[str, ...], size: str = SIZE) -> str:
+    return ",".join(f'["{price}","{size}","1582905486.493008"]' for price in prices)
+
+
+def test_kraken_v1_trades_quotes_and_checked_books(feeds: Make) -> None:
+    # The documented book is what two updates with its checksum leave of a snapshot that has other levels.
+    others = ("0.04940", "0.04930")
+    whole = f'[0,{{"as":[{levels_v1(ASKS)}],"bs":[{levels_v1(BIDS[2:] + others)}]}},"book-10","A/B"]'
+    update = (
+        f'[0,{{"a":[["{ASKS[0]}","{SIZE}","1582905487.000001","r"]]}},'
+        f'{{"b":[{levels_v1(BIDS[:2])}],"c":"{DOCUMENTED_CHECKSUM}"}},"book-10","A/B"]'
+    )
+    wrong = '[0,{"b":[["0.05001","1.5","1582905488.5"]],"c":"5"},"book-10","A/B"]'
+    late = '[0,{"b":[["0.05002","1.5","1582905488.6"]],"c":"6"},"book-10","A/B"]'
+    trades = (
+        '[9,[["5541.20000","0.15850568","1534614057.321597","s","l",""],'
+        '["6060.00000","0.02455000","1534614057.324998","b","l",""]],"trade","A/B"]'
+    )
+    spread = '[9,["5698.40000","5700.00000","1542057299.545897","1.01234567","0.98765432"],"spread","A/B"]'
+    messages = [trades, spread, whole, update, wrong, late, '{"event":"heartbeat"}', whole]
+    acts = [Act([message.encode() for message in messages])]
+    with VenueServer(acts, answer=kraken_v1_answer, ready=after(3)) as venue:
+        feed = feeds(("A/B",), ("trade", "quote", "level2"), venue="kraken-v1", url=venue.url)
+        feed.until(lambda: (feed.market["action"] == Action.CLEAR).sum() == 2, "the second snapshot")
+        feed.until(lambda: len(venue.requests[0]) == 5, "the book asked for again")
+        asked = [(one["event"], one["pair"], one["subscription"]) for one in venue.requests[0]]
+        book = {"name": "book", "depth": 10}
+        assert asked == [
+            ("subscribe", ["A/B"], {"name": "trade"}), ("subscribe", ["A/B"], {"name": "spread"}),
+            ("subscribe", ["A/B"], book), ("unsubscribe", ["A/B"], book), ("subscribe", ["A/B"], book),
+        ]  # fmt: skip
+        assert feed.codes() == [StatusCode.FEED_UP, StatusCode.GAP]
+        assert feed.source.errors == 0
+        market = feed.market
+        sold, bought, quote = market[:3]
+        assert (sold["price"], sold["size"], sold["side"]) == (5541.2, 0.15850568, Side.SELL)
+        assert (sold["ts_event"], sold["trade_id"], bought["side"]) == (1534614057321597000, 0, Side.BUY)
+        assert (quote["bid"], quote["ask"], quote["bid_size"]) == (5698.4, 5700.0, 1.01234567)
+        assert (quote["ask_size"], quote["ts_event"]) == (0.98765432, 1542057299545897000)
+        levels = of(market, market["record_type"] == RecordType.LEVEL2)
+        behind = of(levels, (levels["action"] == Action.DELETE) & (levels["size"] == 0))
+        assert sorted(set(behind["price"].tolist()) - {0.0495}) == [0.0493, 0.0494]
+        assert 0.05002 not in levels["price"], "a change of a book that is wrong was handed out"
+
+
+def test_kraken_v1_quotes_of_the_ticker_refusals_and_maintenance(feeds: Make) -> None:
+    ticker = (
+        '[9,{"a":["5525.40000",1,"1.5"],"b":["5525.10000",2,"2.5"],"c":["5525.1","0.00398963"],'
+        '"v":["2634.11501494","3591.17907851"]},"ticker","A/B"]'
+    )
+    going = '{"event":"systemStatus","status":"maintenance"}'
+    bad = ['[1,{"a":5},"book-10","A/B"]', '[1,[["x","1","2","b"]],"trade","A/B"]', '[1,2,"trade"]', "[1,[],5,6]", "7"]
+    acts = [Act([message.encode() for message in (ticker, going, *bad, ticker)])]
+    with VenueServer(acts, answer=kraken_v1_answer, ready=after(1)) as venue:
+        feed = feeds(("A/B", "NO/PE"), ("quote",), venue="kraken-v1", url=venue.url, quotes="ticker")
+        feed.until(lambda: len(feed.market) == 2, "both quotes")
+        row = feed.market[0]
+        assert (row["bid"], row["bid_size"], row["ask"], row["ask_size"]) == (5525.1, 2.5, 5525.4, 1.5)
+        assert row["ts_event"] == row["ts_receive"]
+        feed.until(lambda: "refused: ticker:NO/PE" in feed.source.report.why, "the reason")
+        assert feed.source.errors >= len(bad)
+        assert venue.requests[0][0]["subscription"] == {"name": "ticker"}

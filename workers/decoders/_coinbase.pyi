@@ -1,7 +1,7 @@
-from workers.decoders._decoder import NativeDecoder
+from workers.decoders._messages import MessageDecoder
 
 CHANNELS: tuple[str, ...]
 
 def parse_time(text: str) -> int: ...
 
-class CoinbaseDecoder(NativeDecoder): ...
+class CoinbaseDecoder(MessageDecoder): ...

@@ -14,6 +14,7 @@ tells connections apart.
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport free
 from workers.decoders._decoder cimport *
+from workers.decoders._messages cimport MessageDecoder
 
 import msgspec
 
@@ -74,46 +75,21 @@ def parse_time(str text not None):
     return (((days * 24 + hour) * 60 + minute) * 60 + second) * 1_000_000_000 + fraction
 
 
-cdef class CoinbaseDecoder(NativeDecoder):
+cdef class CoinbaseDecoder(MessageDecoder):
     """Frames are the WebSocket's text messages."""
 
     NAMES = dict(enumerate(CHANNELS))
     VENUE = b"COINBASE"
-    cdef tk_frames _frames
-    cdef tk_sink _sink
     cdef tk_symbols _symbols
     cdef dict _expected  # connection -> sequence_num of the next message
 
     def __cinit__(self, *args, **kwargs):
-        self.attach(&self._sink, &self._frames)
         self._expected = {}
 
     def __dealloc__(self):
         free(self._symbols.entry)
 
-    cdef int run(self) noexcept nogil:
-        return TK_SLOW if self._frames.index < self._frames.count else TK_DONE
-
-    cdef int stopped(self, int stop) except -1:
-        cdef const tk_frame *frame = &self._frames.frame[self._frames.index]
-        cdef const uint8_t *p = frame_bytes(&self._frames)
-        cdef bytes text
-        self.counts.frames += 1
-        self.counts.bytes += frame.size
-        if p == NULL:
-            self.counts.malformed[TK_TRUNCATED] += 1
-        else:
-            text = (<const char *>p)[: frame.size]
-            try:
-                self._message(text, frame.ts_receive, frame.port)
-            except msgspec.MsgspecError:
-                self.counts.malformed[TK_BAD_JSON] += 1
-            except (ValueError, OverflowError, RecursionError):
-                self.counts.malformed[TK_BAD_VALUE] += 1
-        self.skip_frame()
-        return 0
-
-    cdef int _message(self, bytes text, int64_t ts_receive, int connection) except -1:
+    cdef int take(self, bytes text, int64_t ts_receive, int connection) except -1:
         envelope = _envelope.decode(text)
         number = _NUMBER.get(envelope.channel, 0)
         self.counts.messages[<int>number] += 1

@@ -1,5 +1,5 @@
 # cython: boundscheck=False, wraparound=False
-"""Base of decoders that are written in Python: a message a call, records by methods, everything else as in the native ones.
+"""Base of decoders that take a message a call: in Python, with records by methods, or native by `take` (_messages.pxd).
 
 A subclass defines `message(text, ts_receive, connection)` and calls `trade`, `quote`, `level` and the rest for what it finds
 there. Nothing that it raises about a message's content (ValueError and its kin, msgspec's errors) goes further: the
@@ -37,10 +37,6 @@ UNREADABLE = (ValueError, OverflowError, KeyError, IndexError, TypeError, Recurs
 cdef class MessageDecoder(NativeDecoder):
     """See the module. `NAMES` of a subclass: {code: name} of the kinds of messages that `seen` counts."""
 
-    cdef tk_frames _frames
-    cdef tk_sink _sink
-    cdef dict _ids
-
     def __cinit__(self, *args, **kwargs):
         self.attach(&self._sink, &self._frames)
         self._ids = {}
@@ -48,6 +44,11 @@ cdef class MessageDecoder(NativeDecoder):
     def message(self, bytes text, ts_receive, connection):
         """Decode one message; for subclasses."""
         raise NotImplementedError
+
+    cdef int take(self, bytes text, int64_t ts_receive, int connection) except -1:
+        """`message` for subclasses that are native."""
+        self.message(text, ts_receive, connection)
+        return 0
 
     cdef int run(self) noexcept nogil:
         return TK_SLOW if self._frames.index < self._frames.count else TK_DONE
@@ -63,7 +64,7 @@ cdef class MessageDecoder(NativeDecoder):
         else:
             text = (<const char *>p)[: frame.size]
             try:
-                self.message(text, frame.ts_receive, frame.port)
+                self.take(text, frame.ts_receive, frame.port)
             except msgspec.MsgspecError:
                 self.counts.malformed[TK_BAD_JSON] += 1
             except UNREADABLE:

@@ -48,6 +48,7 @@ VENUES: Final[dict[str, tuple[str, str]]] = {
     "coinbase": ("workers.venues.coinbase", "CoinbaseDialect"),
     "generic": ("workers.venues.generic", "GenericDialect"),
     "kraken": ("workers.venues.kraken", "KrakenDialect"),
+    "kraken-v1": ("workers.venues.kraken_v1", "KrakenV1Dialect"),
     "yahoo": ("workers.venues.yahoo", "YahooDialect"),
 }
 REPORT_EVERY_NS: Final = 1_000_000_000

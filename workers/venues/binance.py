@@ -16,18 +16,18 @@ from shm.layout import NO_INSTRUMENT
 from workers.decoders._binance import BinanceDecoder
 from workers.errors import SettingsError
 from workers.spec import FeedSpec
-from workers.venues.depth_sync import Change, DepthSync
+from workers.venues.depth_sync import Change
 from workers.venues.dialect import (
     ALIVE,
     NO_RECOVERY,
     UNREADABLE,
     Control,
     ControlKind,
-    Dialect,
     Recovery,
     Request,
     VenueOptions,
 )
+from workers.venues.rest_books import RestBooksDialect
 
 _STREAMS_PER_REQUEST: Final = 200
 _URLS: Final = {
@@ -84,7 +84,7 @@ _depth = msgspec.json.Decoder(_Depth)
 _picture = msgspec.json.Decoder(_Picture)
 
 
-class BinanceDialect(Dialect):
+class BinanceDialect(RestBooksDialect):
     """See the module."""
 
     OPTIONS = BinanceOptions
@@ -102,18 +102,7 @@ class BinanceDialect(Dialect):
         self._binance = options
         self._trades = options.trades or ("trade" if options.market == "spot" else "aggTrade")
         self.decoder = BinanceDecoder(self.intern, **self.stamp)
-        self.books = DepthSync()
         self._requests = 0
-
-    @property
-    def dropped(self) -> int:
-        """See `Dialect.dropped`."""
-        return self.books.dropped
-
-    @property
-    def fetches(self) -> bool:
-        """See `Dialect.fetches`."""
-        return "level2" in self.types
 
     def streams(self) -> list[str]:
         """`btcusdt@trade` and so on."""
@@ -189,35 +178,14 @@ class BinanceDialect(Dialect):
         self.books.hold(symbol, Change(update.U, update.u, message, ts_receive, connection))
         return True
 
-    def wanted_snapshot(self, now_ns: int) -> tuple[str, str] | None:
-        """See `Dialect.wanted_snapshot`."""
-        symbol = self.books.wanted(now_ns)
-        if symbol is None:
-            return None
+    def picture_url(self, symbol: str) -> str:
+        """See `RestBooksDialect.picture_url`."""
         url = self._binance.rest_url or _URLS[self._binance.market][1]
-        return symbol, f"{url}?symbol={symbol.upper()}&limit={self._binance.depth_limit}"
+        return f"{url}?symbol={symbol.upper()}&limit={self._binance.depth_limit}"
 
-    def snapshot_asked(self, symbol: str) -> None:
-        """See `Dialect.snapshot_asked`."""
-        self.books.ask(symbol)
-
-    def snapshot(self, symbol: str, body: bytes, now_ns: int) -> list[tuple[bytes, int, int]]:
-        """The picture, as the decoder knows it from captures, and the changes after it."""
-        try:
-            update = _picture.decode(body).lastUpdateId
-        except msgspec.MsgspecError:
-            self.books.failed(symbol, now_ns)
-            return []
-        changes = self.books.picture(symbol, update, now_ns)
-        if changes is None:
-            return []
-        first = changes[0].connection if changes else 0
-        picture = b'{"stream":"%s@depth","data":%s}' % (symbol.encode(), body)
-        return [(picture, now_ns, first), *((c.message, c.ts_receive, c.connection) for c in changes)]
-
-    def snapshot_failed(self, symbol: str, now_ns: int, retry_after_s: float) -> None:
-        """See `Dialect.snapshot_failed`."""
-        self.books.failed(symbol, now_ns, retry_after_s)
+    def picture(self, symbol: str, body: bytes) -> tuple[int, bytes]:
+        """See `RestBooksDialect.picture`; in words that the decoder knows from captures."""
+        return _picture.decode(body).lastUpdateId, b'{"stream":"%s@depth","data":%s}' % (symbol.encode(), body)
 
 
 def _refusal(number: int | None, code: int, text: str) -> Control:

@@ -14,8 +14,9 @@ import msgspec
 
 from workers.decoders.bitstamp import BitstampDecoder
 from workers.spec import FeedSpec
-from workers.venues.depth_sync import Change, DepthSync
-from workers.venues.dialect import ALIVE, UNREADABLE, Control, ControlKind, Dialect, Request, VenueOptions
+from workers.venues.depth_sync import Change
+from workers.venues.dialect import ALIVE, UNREADABLE, Control, ControlKind, Request, VenueOptions
+from workers.venues.rest_books import RestBooksDialect
 
 _REST: Final = "https://www.bitstamp.net/api/v2/order_book"
 _BOOK: Final = "diff_order_book"
@@ -52,7 +53,7 @@ _time = msgspec.json.Decoder(_Time)
 _message = msgspec.json.Decoder(_Message)
 
 
-class BitstampDialect(Dialect):
+class BitstampDialect(RestBooksDialect):
     """See the module. A stream is a channel; symbols as the venue writes them, btcusd."""
 
     OPTIONS = BitstampOptions
@@ -67,17 +68,6 @@ class BitstampDialect(Dialect):
         super().__init__(spec, options, intern)
         self._rest_url = options.rest_url or _REST
         self.decoder = BitstampDecoder(self.intern, **self.stamp)
-        self.books = DepthSync()
-
-    @property
-    def dropped(self) -> int:
-        """See `Dialect.dropped`."""
-        return self.books.dropped
-
-    @property
-    def fetches(self) -> bool:
-        """See `Dialect.fetches`."""
-        return "level2" in self.types
 
     def streams(self) -> list[str]:
         """`live_trades_btcusd` and so on."""
@@ -128,29 +118,11 @@ class BitstampDialect(Dialect):
         self.books.hold(symbol, Change(0, update, message, ts_receive, connection))
         return True
 
-    def wanted_snapshot(self, now_ns: int) -> tuple[str, str] | None:
-        """See `Dialect.wanted_snapshot`."""
-        symbol = self.books.wanted(now_ns)
-        return None if symbol is None else (symbol, f"{self._rest_url}/{symbol}/?group=1")
+    def picture_url(self, symbol: str) -> str:
+        """See `RestBooksDialect.picture_url`."""
+        return f"{self._rest_url}/{symbol}/?group=1"
 
-    def snapshot_asked(self, symbol: str) -> None:
-        """See `Dialect.snapshot_asked`."""
-        self.books.ask(symbol)
-
-    def snapshot(self, symbol: str, body: bytes, now_ns: int) -> list[tuple[bytes, int, int]]:
-        """The picture, in the words of the stream, and the changes after it."""
-        try:
-            update = int(_time.decode(body).microtimestamp)
-        except (msgspec.MsgspecError, ValueError):
-            self.books.failed(symbol, now_ns)
-            return []
-        changes = self.books.picture(symbol, update, now_ns)
-        if changes is None:
-            return []
-        picture = b'{"event":"picture","channel":"%s_%s","data":%s}' % (_BOOK.encode(), symbol.encode(), body)
-        first = changes[0].connection if changes else 0
-        return [(picture, now_ns, first), *((c.message, c.ts_receive, c.connection) for c in changes)]
-
-    def snapshot_failed(self, symbol: str, now_ns: int, retry_after_s: float) -> None:
-        """See `Dialect.snapshot_failed`."""
-        self.books.failed(symbol, now_ns, retry_after_s)
+    def picture(self, symbol: str, body: bytes) -> tuple[int, bytes]:
+        """See `RestBooksDialect.picture`."""
+        update = int(_time.decode(body).microtimestamp)
+        return update, b'{"event":"picture","channel":"%s_%s","data":%s}' % (_BOOK.encode(), symbol.encode(), body)

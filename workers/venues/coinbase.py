@@ -16,13 +16,13 @@ import msgspec
 from shm.layout import NO_INSTRUMENT
 from workers.decoders._coinbase import CoinbaseDecoder
 from workers.spec import FeedSpec
+from workers.venues.channels import ChannelDialect
 from workers.venues.dialect import (
     ALIVE,
     NO_RECOVERY,
     UNREADABLE,
     Control,
     ControlKind,
-    Dialect,
     Recovery,
     Request,
     VenueOptions,
@@ -46,8 +46,8 @@ _message = msgspec.json.Decoder(_Message)
 _subscribed = msgspec.json.Decoder(list[_Subscribed])
 
 
-class CoinbaseDialect(Dialect):
-    """See the module. A stream is `channel:product`."""
+class CoinbaseDialect(ChannelDialect):
+    """See the module. Symbols are products, BTC-USD."""
 
     URL = "wss://advanced-trade-ws.coinbase.com"
     CODE = b"COINBASE"
@@ -60,24 +60,16 @@ class CoinbaseDialect(Dialect):
         super().__init__(spec, options, intern)
         self.decoder = CoinbaseDecoder(self.intern, **self.stamp)
 
-    def streams(self) -> list[str]:
-        """Every channel of a product together, so that one connection has all of it."""
-        return [f"{self.TYPES[kind]}:{symbol}" for symbol in self.spec.symbols for kind in self.types]
-
     def subscribe(self, streams: Iterable[str]) -> list[Request]:
-        """A request for each channel."""
-        channels: dict[str, list[str]] = {}
-        for stream in streams:
-            channel, _, product = stream.partition(":")
-            channels.setdefault(channel, []).append(product)
-        requests = [
-            Request(
-                msgspec.json.encode({"type": "subscribe", "product_ids": products, "channel": channel}),
-                tuple(f"{channel}:{product}" for product in products),
-            )
-            for channel, products in channels.items()
+        """See `ChannelDialect.subscribe`; and the heartbeats, which name no product."""
+        return [
+            *super().subscribe(streams),
+            Request(msgspec.json.encode({"type": "subscribe", "channel": _HEARTBEATS})),
         ]
-        return [*requests, Request(msgspec.json.encode({"type": "subscribe", "channel": _HEARTBEATS}))]
+
+    def request(self, what: str, channel: str, symbols: list[str]) -> bytes:
+        """See `ChannelDialect.request`."""
+        return msgspec.json.encode({"type": what, "product_ids": symbols, "channel": channel})
 
     def control(self, message: bytes) -> Control | None:
         """The channel's name comes first; errors have a type instead."""

@@ -6,7 +6,7 @@ picture.
     SYNCED   changes pass; a gap among them, or a new connection, begins it all anew
 
 The rule is that of Binance's "How to manage a local order book correctly". Bounded: what is held above MAX_HELD is
-let go of, counted, and a new picture asked for. Pure; used by workers/venues/binance.py.
+let go of, counted, and a new picture asked for. Pure; used by workers/venues/rest_books.py.
 """
 
 from __future__ import annotations

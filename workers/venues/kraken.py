@@ -6,7 +6,7 @@ brings a new snapshot; the decoder is workers/decoders/kraken.py.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any, Literal
 
 import msgspec
@@ -14,15 +14,14 @@ import msgspec
 from shm.layout import NO_INSTRUMENT
 from workers.decoders.kraken import KrakenDecoder
 from workers.spec import FeedSpec
+from workers.venues.channels import ChannelDialect
 from workers.venues.dialect import (
     ALIVE,
     NO_RECOVERY,
     UNREADABLE,
     Control,
     ControlKind,
-    Dialect,
     Recovery,
-    Request,
     VenueOptions,
 )
 
@@ -50,8 +49,8 @@ class _Reply(msgspec.Struct):
 _reply = msgspec.json.Decoder(_Reply)
 
 
-class KrakenDialect(Dialect):
-    """See the module. A stream is `channel:symbol`; symbols as the venue writes them, BTC/USD."""
+class KrakenDialect(ChannelDialect):
+    """See the module. Symbols as the venue writes them, BTC/USD."""
 
     OPTIONS = KrakenOptions
     URL = "wss://ws.kraken.com/v2"
@@ -64,21 +63,6 @@ class KrakenDialect(Dialect):
         super().__init__(spec, options, intern)
         self._depth = options.depth
         self.decoder = KrakenDecoder(self.intern, depth=options.depth, **self.stamp)
-
-    def streams(self) -> list[str]:
-        """Every channel of a symbol together."""
-        return [f"{self.TYPES[kind]}:{symbol}" for symbol in self.spec.symbols for kind in self.types]
-
-    def subscribe(self, streams: Iterable[str]) -> list[Request]:
-        """A request for each channel, answered for each symbol."""
-        channels: dict[str, list[str]] = {}
-        for stream in streams:
-            channel, _, symbol = stream.partition(":")
-            channels.setdefault(channel, []).append(symbol)
-        return [
-            Request(self._request("subscribe", channel, symbols), tuple(f"{channel}:{symbol}" for symbol in symbols))
-            for channel, symbols in channels.items()
-        ]
 
     def control(self, message: bytes) -> Control | None:
         """Answers have a method; data has a channel first."""
@@ -103,13 +87,13 @@ class KrakenDialect(Dialect):
         symbol = self.symbol_of(instrument_id)
         if not message.startswith(b'{"channel":"book"') or instrument_id == NO_INSTRUMENT or not symbol:
             return NO_RECOVERY
-        requests = [self._request(method, "book", [symbol]) for method in ("unsubscribe", "subscribe")]
-        return Recovery(requests=tuple(Request(request) for request in requests))
+        return Recovery(requests=self.again("book", symbol))
 
-    def _request(self, method: str, channel: str, symbols: list[str]) -> bytes:
+    def request(self, what: str, channel: str, symbols: list[str]) -> bytes:
+        """See `ChannelDialect.request`."""
         params: dict[str, Any] = {"channel": channel, "symbol": symbols}
         if channel == "book":
             params["depth"] = self._depth
-        elif channel == "ticker" and method == "subscribe":
+        elif channel == "ticker" and what == "subscribe":
             params["event_trigger"] = "bbo"  # every change of the best prices, and not only trades
-        return msgspec.json.encode({"method": method, "params": params})
+        return msgspec.json.encode({"method": what, "params": params})
