@@ -22,6 +22,7 @@ from tests.system.fanout_process import FanoutStage, MakeStage, fanout_stages, t
 SYMBOLS = [f"S{i}" for i in range(12)]
 TOTAL = 60_000
 END = 1_000_000
+SMALL_RING = 4096  # slots
 
 
 @pytest.fixture
@@ -141,6 +142,7 @@ def drive(run: Run, kill: bool) -> None:
             run.publish(1000)
             stage.start(send_hwm=2)
             run.alive = True
+            run.publish(2 * SMALL_RING)  # before the stopped one can connect again
         os.kill(stopped.process.pid, signal.SIGCONT)
         run.publish(2000)
     run.publish(TOTAL - len(run.instruments))
@@ -169,7 +171,7 @@ def test_late_joiners_get_the_rings_sequence_without_gap_or_double(
 
 
 def test_what_can_not_be_healed_is_reported_to_the_record(make_stage: MakeStage, tmp_path: Path) -> None:
-    with load(make_stage(depth_slots=4096), tmp_path, kill=True) as run:
+    with load(make_stage(depth_slots=SMALL_RING), tmp_path, kill=True) as run:
         expected = run.numbers()
         missed = 0
         for joiner in run.joiners:
