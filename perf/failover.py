@@ -150,7 +150,7 @@ class _Watch:
             feeds=tuple(_feed(number, port) for number, port in zip(FEEDS, self.ports, strict=True)),
             redundancy=RedundancySettings(hold_s=1000.0, margin=1.0),
         )
-        self.stage.start(settings)
+        self.stage.start(settings, quiet=True)
         self.until(lambda: all(self.ups.values()) and self.ids, "both feeds")
         self.look(1.0)
         return self

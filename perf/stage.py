@@ -76,10 +76,11 @@ class Stage:
             self._stack.close()
             raise
 
-    def start(self, settings: WorkerSettings) -> subprocess.Popen[bytes]:
-        """Start a worker and wait until it is ready."""
+    def start(self, settings: WorkerSettings, *, quiet: bool = False) -> subprocess.Popen[bytes]:
+        """Start a worker and wait until it is ready. `quiet`: what it logs is what is being measured, a line each."""
         command = [sys.executable, "-m", MODULES[settings.role]]
-        worker = subprocess.Popen(command, stdin=subprocess.PIPE, cwd=_ROOT)
+        log = subprocess.DEVNULL if quiet else None
+        worker = subprocess.Popen(command, stdin=subprocess.PIPE, stderr=log, cwd=_ROOT)
         self._workers.append(worker)
         assert worker.stdin is not None
         worker.stdin.write(encode(settings))
