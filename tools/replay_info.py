@@ -18,6 +18,7 @@ from tools.console import Paint, bytes_text, duration_text
 _BATCH_SLOTS: Final = 8192
 _PROGRESS_FROM_BYTES: Final = 4 << 20  # smaller files are done before a bar could be read
 _SYMBOLS_SHOWN: Final = 12
+_SWITCHES: Final = {"true": True, "false": False}
 _GAPS_SHOWN: Final = 3
 
 OnProgress = Callable[[float], None]
@@ -51,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
     from workers.decoders.capture import OPTIONS
     from workers.errors import SettingsError
 
-    options = {name: getattr(args, name) for name in OPTIONS}
+    options = {name: _SWITCHES.get(getattr(args, name), getattr(args, name)) for name in OPTIONS}
     paint = Paint.for_stream(sys.stdout)
     found = []
     try:

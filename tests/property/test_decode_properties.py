@@ -22,6 +22,7 @@ from workers.decoders._decimal import parse_decimal
 from workers.decoders._decoder import NativeDecoder
 from workers.decoders._iex import IexDecoder
 from workers.decoders._itch import ItchDecoder
+from workers.decoders._mdp3 import Mdp3Decoder
 from workers.decoders._tick_files import Bi5Decoder, LobsterDecoder, TrueFxDecoder
 from workers.decoders.jsonl import JsonlReader
 from workers.decoders.protocol import Container, many_frames
@@ -289,6 +290,11 @@ def pipelines(samples: Path) -> dict[str, tuple[bytes, Callable[[], Container], 
             lambda _: IexDecoder(names()),
         ),
         "mold": (moldudp.read_bytes(), PacketReader, lambda _: ItchDecoder(names())),
+        "mdp3": (
+            (samples / "pcap/Cme/Mdp3.Sbe.v1.9/MdIncrementalRefreshBook.pcap").read_bytes(),
+            PacketReader,
+            lambda _: Mdp3Decoder(names(), book=True),
+        ),
         "itch": (
             (samples / "itch/bekele-first1000-start-of-day.itch").read_bytes()[:2000],
             LengthReader,
@@ -317,7 +323,7 @@ def pipelines(samples: Path) -> dict[str, tuple[bytes, Callable[[], Container], 
     }
 
 
-KINDS = ["iex", "mold", "itch", "mbp-10", "mbo", "live", "binance", "coinbase", "bi5", "truefx", "lobster"]
+KINDS = ["iex", "mold", "mdp3", "itch", "mbp-10", "mbo", "live", "binance", "coinbase", "bi5", "truefx", "lobster"]
 
 
 def decode(

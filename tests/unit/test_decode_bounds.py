@@ -17,6 +17,8 @@ from pathlib import Path
 
 import pytest
 
+from tests import mdp3
+
 ROOT = Path(__file__).resolve().parent.parent.parent
 
 HARNESS = r"""
@@ -29,6 +31,7 @@ HARNESS = r"""
 #include "workers/decoders/iex.h"
 #include "workers/decoders/itch.h"
 #include "workers/decoders/lobster.h"
+#include "workers/decoders/mdp3.h"
 #include "workers/decoders/packets.h"
 #include "workers/decoders/truefx.h"
 
@@ -57,6 +60,9 @@ int main(void) {
     struct binance *binance = calloc(1, sizeof *binance);
     struct fix *fix = calloc(1, sizeof *fix);
     fix->sink.counts = &counts;
+    struct mdp3 *mdp3 = calloc(1, sizeof *mdp3);
+    mdp3->sink.counts = &counts;
+    mdp3->book = 1;
     fix->wants = 7;
     struct bi5 *bi5 = calloc(1, sizeof *bi5);
     struct truefx *truefx = calloc(1, sizeof *truefx);
@@ -110,6 +116,15 @@ int main(void) {
             bi5->frames = frames;
             bi5->candles = kind == 'C';
             DECODE(bi5, bi5_run, return 7)
+        } else if (kind == 'G') {
+            mdp3->frames = frames;
+            frame.port = (uint16_t)(cases % 70);
+            mdp3->orders = cases % 3 == 0;
+            DECODE(mdp3, mdp3_run, if (stop == TK_MAPPING) mdp3->mapped = 1; else {
+                   symbols_add(&mdp3->symbols, mdp3->symbols.missed, (uint32_t)mdp3->symbols.count);
+                   uint64_t key[4];
+                   memcpy(key, mdp3->symbols.missed, sizeof key);
+                   symbols_find(&mdp3->symbols, key)->last[2] = (cases % 4) << 32 | (mdp3->symbols.count - 1); })
         } else if (kind == 'T') {
             truefx->frames = frames;
             DECODE(truefx, truefx_run, symbols_add(&truefx->symbols, truefx->symbols.missed, 1))
@@ -203,6 +218,9 @@ def test_kernels_stay_in_bounds_on_damaged_input(samples: Path, tmp_path: Path) 
     seeds += [(b"B", line.split(b" ", 1)[1]) for line in lines if len(line) < 3000]
     seeds += [(b"P", path.read_bytes()) for path in sorted((samples / "pcap").rglob("*.pcap"))]
     seeds += [(b"P", iex[:3000])]
+    cme = sorted((samples / "pcap/Cme").rglob("*.pcap"))
+    seeds += [(b"G", payload) for path in cme for payload in payloads(path.read_bytes())] * 5
+    seeds += [(b"G", packet) for packet in mdp3.one_of_each()] * 5
     wire = (samples / "fix/valid-soh.fix").read_bytes()
     seeds += [(b"F", b"8=FIX" + message) for message in wire.split(b"8=FIX")[1:]] * 20
     ticks = samples / "ticks"

@@ -32,15 +32,16 @@ from workers.errors import SettingsError
 Intern = Callable[[str], int]
 
 FORMATS: Final = ("pcap", "dbn", "dbn-fragment", "itch", "lines", "jsonl", "fix", *tick_files.FORMATS)
-PROTOCOLS: Final = ("iex", "itch")
+PROTOCOLS: Final = ("iex", "itch", "mdp3")
 # What may stand in `options`, for messages and for `tickengine config`.
 OPTIONS: Final = {
     "format": f"one of {', '.join(FORMATS)}; default: found by content",
     "protocol": f"of the datagrams in a packet capture: {' or '.join(PROTOCOLS)}; default: found by content",
     "port": "UDP port to read in a packet capture; default: all",
     "date": "day that times count from, YYYY-MM-DD; default: of ITCH the capture's in New York, else the file's name",
-    "book": "true: quotes of the best prices, from ITCH orders and IEX DEEP price levels; default: false, or as the "
-    "captured feed had it",
+    "book": "true: quotes of the best prices, from ITCH orders, IEX DEEP and CME price levels; default: false, or as "
+    "the captured feed had it",
+    "orders": "true: level2 of single orders, not of price levels, from CME packets; default: false",
     "arbitrate": "true: all packets of a capture are of one stream, in copies (lines A and B): the first wins; "
     "default: false, but true in captures of our own",
     "gap_wait_ms": "with arbitrate: how long a hole waits for another line's copy; default: 10, or as the feed had it",
@@ -55,6 +56,7 @@ _PCAP_MAGICS: Final = tuple(map(bytes.fromhex, ("d4c3b2a1", "a1b2c3d4", "4d3cb2a
 _LINE: Final = re.compile(rb"\d{1,19} [\[{]")
 _ITCH_TYPES: Final = b"SRHYLVWKJhAFECXDUPQBINO"
 _PROBE_DATAGRAMS: Final = 4096
+_PROTOCOL_TITLES: Final = {"iex": "IEX TOPS/DEEP", "itch": "NASDAQ ITCH 5.0", "mdp3": "CME MDP 3.0"}
 
 
 def detect(head: bytes, path: Path) -> str:
@@ -122,7 +124,11 @@ def head_of(payload: bytes) -> dict[str, Any] | None:
 
 def protocol_of(payload: bytes) -> str:
     """One of PROTOCOLS if the datagram is of it, else ""."""
+    from workers.decoders._mdp3 import is_packet
+
     size = len(payload)
+    if is_packet(payload):
+        return "mdp3"
     if size >= 40 and payload[0] == 1 and payload[2:4] in (b"\x03\x80", b"\x04\x80"):
         return "iex" if int.from_bytes(payload[12:14], "little") + 40 == size else ""
     if size < 20 or not all(32 <= byte < 127 for byte in payload[:10]):
@@ -348,12 +354,19 @@ class Capture:
             from workers.decoders._itch import ItchDecoder
 
             self._decoder = ItchDecoder(self._intern, session_date=self._options.get("date"), book=self._book, **stamp)
+        elif protocol == "mdp3":
+            from workers.decoders._mdp3 import Mdp3Decoder
+
+            if self._options.get("arbitrate"):
+                raise SettingsError("option arbitrate = true: not for CME packets; option port names one line")
+            orders = bool(self._options.get("orders", False))
+            self._decoder = Mdp3Decoder(self._intern, book=self._book, orders=orders, **stamp)
         elif self._failure is not None and not seen:
             raise self._failure
         else:
             where = f" to ports {sorted(ports)[:8]}" if ports else ""
             raise UnknownFormatError(
-                f"packet capture: {seen} UDP datagrams{where}, none of IEX-TP or MoldUDP64/ITCH 5.0"
+                f"packet capture: {seen} UDP datagrams{where}, none of IEX-TP, MoldUDP64/ITCH 5.0 or CME MDP 3.0"
             )
         self._protocol = protocol
         if self._options.get("arbitrate"):
@@ -479,7 +492,7 @@ class Capture:
     def format(self) -> str:
         """For people: what the file holds, in what, and how it is packed."""
         if self._layout == "pcap":
-            text = f"{'IEX TOPS/DEEP' if self._protocol == 'iex' else 'NASDAQ ITCH 5.0'} in {self._container.layout}"
+            text = f"{_PROTOCOL_TITLES[self._protocol]} in {self._container.layout}"
         elif self._layout in {"dbn", "dbn-fragment"}:
             version = f" v{self._container.version}" if self._container.version else ""
             text = f"Databento DBN{version} {self._container.schema or 'fragment'}".rstrip()
@@ -625,7 +638,7 @@ def _checked(options: Mapping[str, Any]) -> dict[str, Any]:
             raise SettingsError(f"option port = {value!r}: a UDP port, 0 = all")
         if key == "point" and not _is_positive(value):
             raise SettingsError(f"option point = {value!r}: a number greater than 0")
-        if key in ("book", "arbitrate") and not isinstance(value, bool):
+        if key in ("book", "arbitrate", "orders") and not isinstance(value, bool):
             raise SettingsError(f"option {key} = {value!r}: true or false")
         if key == "gap_wait_ms" and not (isinstance(value, int | float) and 0 <= value <= 1e7):
             raise SettingsError(f"option gap_wait_ms = {value!r}: milliseconds, 0 to 10000000")
