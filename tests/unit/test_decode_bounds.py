@@ -33,6 +33,7 @@ HARNESS = r"""
 #include "workers/decoders/lobster.h"
 #include "workers/decoders/mdp3.h"
 #include "workers/decoders/packets.h"
+#include "workers/decoders/pitch.h"
 #include "workers/decoders/truefx.h"
 
 static struct tk_record out[7];
@@ -64,6 +65,10 @@ int main(void) {
     mdp3->sink.counts = &counts;
     mdp3->book = 1;
     fix->wants = 7;
+    struct pitch *pitch = calloc(1, sizeof *pitch);
+    pitch->sink.counts = &counts;
+    pitch->orders.limit = 1000;
+    pitch->book = 1;
     struct bi5 *bi5 = calloc(1, sizeof *bi5);
     struct truefx *truefx = calloc(1, sizeof *truefx);
     struct lobster *lobster = calloc(1, sizeof *lobster);
@@ -95,6 +100,11 @@ int main(void) {
             itch->packets = kind == 'M';
             itch->fixed_day = 1;
             DECODE(itch, itch_run, symbols_add(&itch->symbols, itch->symbols.missed, 1))
+        } else if (kind == 'U') {
+            pitch->frames = frames;
+            if (pitch_recognise(data, size) && size < 8) return 8;
+            DECODE(pitch, pitch_run, if (stop == TK_MAPPING) pitch_map(pitch, (uint32_t)cases % 50);
+                   else symbols_add(&pitch->symbols, pitch->symbols.missed, (uint32_t)pitch->symbols.count % 50))
         } else if (kind == 'D') {
             dbn->frames = frames;
             DECODE(dbn, dbn_run, if (stop == TK_MAPPING) dbn->frames.at += (size_t)data[dbn->frames.at] * 4;
@@ -185,6 +195,19 @@ def payloads(capture: bytes, at: int = 42) -> list[bytes]:
     return found
 
 
+def pitch_packet(rng: random.Random) -> bytes:
+    """A PITCH packet of a few messages of types and lengths that there are, about few orders, units and sequences."""
+    body, count = b"", rng.randrange(6)
+    for _ in range(count):
+        kind, length = rng.choice(((0x20, 6), (0x21, 34), (0x22, 26), (0x23, 26), (0x24, 38), (0x25, 18), (0x26, 16),
+                                   (0x27, 27), (0x28, 19), (0x29, 14), (0x2A, 41), (0x2B, 33), (0x2E, 38), (0x2F, 41),
+                                   (0x30, 43), (0x31, 18), (0x97, 6)))  # fmt: skip
+        fields = struct.pack("<IQcHH", 7, rng.randrange(20), rng.choice((b"B", b"S")), rng.randrange(3), 0)
+        fields += bytes(65 + rng.randrange(2) for _ in range(8)) + rng.randbytes(20)
+        body += bytes((length, kind)) + fields[: length - 2].ljust(length - 2, b"0")
+    return struct.pack("<HBBI", 8 + len(body), count, rng.randrange(1, 4), rng.randrange(40)) + body
+
+
 def test_kernels_stay_in_bounds_on_damaged_input(samples: Path, tmp_path: Path) -> None:
     compiler = shutil.which("gcc") or shutil.which("clang")
     if compiler is None:
@@ -231,6 +254,7 @@ def test_kernels_stay_in_bounds_on_damaged_input(samples: Path, tmp_path: Path) 
     events, books = (path.read_bytes().splitlines() for path in sorted((ticks / "lobster").iterdir()))
     seeds += [(b"O", b",".join(pair)) for pair in zip(events[:40], books[:40], strict=True)]
     rng = random.Random(1)
+    seeds += [(b"U", pitch_packet(rng)) for _ in range(300)]
     cases = []
     for _ in range(6000):
         kind, data = rng.choice(seeds)

@@ -31,16 +31,16 @@ from workers.errors import SettingsError
 
 Intern = Callable[[str], int]
 
-FORMATS: Final = ("pcap", "dbn", "dbn-fragment", "itch", "lines", "jsonl", "fix", *tick_files.FORMATS)
-PROTOCOLS: Final = ("iex", "itch", "mdp3")
+FORMATS: Final = ("pcap", "dbn", "dbn-fragment", "dbz", "itch", "lines", "jsonl", "fix", *tick_files.FORMATS)
+PROTOCOLS: Final = ("iex", "itch", "mdp3", "pitch")
 # What may stand in `options`, for messages and for `tickengine config`.
 OPTIONS: Final = {
     "format": f"one of {', '.join(FORMATS)}; default: found by content",
-    "protocol": f"of the datagrams in a packet capture: {' or '.join(PROTOCOLS)}; default: found by content",
+    "protocol": f"of the datagrams in a packet capture: one of {', '.join(PROTOCOLS)}; default: found by content",
     "port": "UDP port to read in a packet capture; default: all",
-    "date": "day that times count from, YYYY-MM-DD; default: of ITCH the capture's in New York, else the file's name",
-    "book": "true: quotes of the best prices, from ITCH orders, IEX DEEP and CME price levels; default: false, or as "
-    "the captured feed had it",
+    "date": "day that times count from, YYYY-MM-DD; default: of ITCH and PITCH the capture's, else the file's name",
+    "book": "true: quotes of the best prices, from ITCH and PITCH orders, IEX DEEP and CME price levels; "
+    "default: false, or as the captured feed had it",
     "orders": "true: level2 of single orders, not of price levels, from CME packets; default: false",
     "arbitrate": "true: all packets of a capture are of one stream, in copies (lines A and B): the first wins; "
     "default: false, but true in captures of our own",
@@ -56,7 +56,12 @@ _PCAP_MAGICS: Final = tuple(map(bytes.fromhex, ("d4c3b2a1", "a1b2c3d4", "4d3cb2a
 _LINE: Final = re.compile(rb"\d{1,19} [\[{]")
 _ITCH_TYPES: Final = b"SRHYLVWKJhAFECXDUPQBINO"
 _PROBE_DATAGRAMS: Final = 4096
-_PROTOCOL_TITLES: Final = {"iex": "IEX TOPS/DEEP", "itch": "NASDAQ ITCH 5.0", "mdp3": "CME MDP 3.0"}
+_PROTOCOL_TITLES: Final = {
+    "iex": "IEX TOPS/DEEP",
+    "itch": "NASDAQ ITCH 5.0",
+    "mdp3": "CME MDP 3.0",
+    "pitch": "Cboe PITCH",
+}
 
 
 def detect(head: bytes, path: Path) -> str:
@@ -78,7 +83,9 @@ def detect(head: bytes, path: Path) -> str:
     if _looks_like_itch(head):
         return "itch"
     if len(head) >= 4 and head[1:4] == b"\x2a\x4d\x18" and 0x50 <= head[0] <= 0x5F:
-        raise UnknownFormatError("legacy DBZ (DBN's forerunner): convert it with Databento's `dbn` tool first")
+        if head[8:11] == b"DBZ":
+            return "dbz"
+        raise UnknownFormatError("a zstd skippable frame that is no header of DBZ")
     if not head:
         raise UnknownFormatError("the file is empty")
     raise UnknownFormatError(f"no known capture begins with {head[:16]!r}; the option `format` names one of {FORMATS}")
@@ -125,8 +132,11 @@ def head_of(payload: bytes) -> dict[str, Any] | None:
 def protocol_of(payload: bytes) -> str:
     """One of PROTOCOLS if the datagram is of it, else ""."""
     from workers.decoders._mdp3 import is_packet
+    from workers.decoders._pitch import is_pitch
 
     size = len(payload)
+    if is_pitch(payload):
+        return "pitch"
     if is_packet(payload):
         return "mdp3"
     if size >= 40 and payload[0] == 1 and payload[2:4] in (b"\x03\x80", b"\x04\x80"):
@@ -296,7 +306,19 @@ class Capture:
         from workers.decoders import _containers
 
         stamp = self._stamp()
-        if self._layout in {"dbn", "dbn-fragment"}:
+        if self._layout == "dbz":
+            from workers.decoders._dbn import DbnDecoder, DbnReader
+            from workers.decoders.dbz import DbzFile
+
+            path = self.file.path
+            self.file.close()
+            self.file = DbzFile(path)
+            self._head = self.file.read()
+            self._container = DbnReader(fragment=True)
+            self._container.symbols.load(self.file.header)
+            self._schema = self.file.header.schema
+            self._decoder = DbnDecoder(self._intern, self._container.symbols, **stamp)
+        elif self._layout in {"dbn", "dbn-fragment"}:
             from workers.decoders._dbn import DbnDecoder, DbnReader
 
             self._container = DbnReader(fragment=self._layout == "dbn-fragment")
@@ -361,12 +383,19 @@ class Capture:
                 raise SettingsError("option arbitrate = true: not for CME packets; option port names one line")
             orders = bool(self._options.get("orders", False))
             self._decoder = Mdp3Decoder(self._intern, book=self._book, orders=orders, **stamp)
+        elif protocol == "pitch":
+            from workers.decoders._pitch import PitchDecoder
+
+            self._decoder = PitchDecoder(self._intern, session_date=self._options.get("date"), book=self._book, **stamp)
+            if self._options.get("arbitrate"):
+                raise SettingsError("option arbitrate = true: not for Cboe PITCH; its second copies are dropped anyway")
         elif self._failure is not None and not seen:
             raise self._failure
         else:
             where = f" to ports {sorted(ports)[:8]}" if ports else ""
             raise UnknownFormatError(
-                f"packet capture: {seen} UDP datagrams{where}, none of IEX-TP, MoldUDP64/ITCH 5.0 or CME MDP 3.0"
+                f"packet capture: {seen} UDP datagrams{where}, "
+                "none of IEX-TP, MoldUDP64/ITCH 5.0, Cboe PITCH or CME MDP 3.0"
             )
         self._protocol = protocol
         if self._options.get("arbitrate"):
@@ -493,6 +522,8 @@ class Capture:
         """For people: what the file holds, in what, and how it is packed."""
         if self._layout == "pcap":
             text = f"{_PROTOCOL_TITLES[self._protocol]} in {self._container.layout}"
+        elif self._layout == "dbz":
+            text = f"Databento DBZ {self._schema}"
         elif self._layout in {"dbn", "dbn-fragment"}:
             version = f" v{self._container.version}" if self._container.version else ""
             text = f"Databento DBN{version} {self._container.schema or 'fragment'}".rstrip()

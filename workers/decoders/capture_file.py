@@ -139,12 +139,14 @@ class _Lzma:
 class CaptureFile:
     """`read()` gives the next piece, b"" at the end; FramingError where the compressed stream is damaged."""
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    def __init__(self, path: str | os.PathLike[str], *, skip_bytes: int = 0) -> None:
+        """`skip_bytes` at the front of the file belong to who opens it."""
         self.path = Path(path)
         self._file = self.path.open("rb")
         self.size_bytes = os.fstat(self._file.fileno()).st_size
+        self._file.seek(skip_bytes)
         magic = self._file.read(13)
-        self._file.seek(0)
+        self._file.seek(skip_bytes)
         self._reader: Any = self._file
         self.compression = ""
         if magic.startswith(GZIP_MAGIC):

@@ -18,7 +18,9 @@ struct tk_order {
     uint32_t shares;      /* left */
     uint32_t instrument_id;
     uint8_t side;         /* enum tk_side; 0 = free entry */
-    uint8_t pad[7];
+    uint8_t pad;
+    uint16_t group;       /* the decoder's own: PITCH's unit; 0 when put */
+    uint32_t unused;
 };
 _Static_assert(sizeof(struct tk_order) == 32, "two orders to a cache line");
 
@@ -58,20 +60,20 @@ static int orders_grow(struct tk_orders *map) {
     return 1;
 }
 
-/* Adds, or replaces an order of the same reference. Returns 0 at the limit or without memory. */
-static inline int orders_put(struct tk_orders *map, uint64_t reference, uint32_t instrument_id, unsigned side,
-                             int64_t price, uint32_t shares) {
+/* Adds, or replaces an order of the same reference. NULL at the limit or without memory. */
+static inline struct tk_order *orders_put(struct tk_orders *map, uint64_t reference, uint32_t instrument_id,
+                                          unsigned side, int64_t price, uint32_t shares) {
     struct tk_order *order = orders_find(map, reference);
     if (!order) {
-        if (map->count >= map->limit) return 0;
-        if ((!map->entry || (map->count + 1) * 2 > map->mask + 1) && !orders_grow(map)) return 0;
+        if (map->count >= map->limit) return NULL;
+        if ((!map->entry || (map->count + 1) * 2 > map->mask + 1) && !orders_grow(map)) return NULL;
         size_t i = orders_slot(map, reference);
         while (map->entry[i].side) i = (i + 1) & map->mask;
         order = &map->entry[i];
         map->count++;
     }
-    *order = (struct tk_order){reference, price, shares, instrument_id, (uint8_t)side, {0}};
-    return 1;
+    *order = (struct tk_order){reference, price, shares, instrument_id, (uint8_t)side, 0, 0, 0};
+    return order;
 }
 
 static inline void orders_remove(struct tk_orders *map, struct tk_order *order) {

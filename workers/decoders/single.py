@@ -25,7 +25,7 @@ def single_messages(batch: Batch, layout: str, record_bytes: int = 0) -> Batch:
         while at < end:
             if layout == "itch":
                 length = 2 + (data[at] << 8 | data[at + 1])
-            elif layout in ("dbn", "dbn-fragment"):
+            elif layout in ("dbn", "dbn-fragment", "dbz"):
                 length = data[at] * 4
             elif record_bytes:
                 length = record_bytes
