@@ -420,7 +420,8 @@ class CaptureSection(Struct, frozen=True, kw_only=True):
     """What live feeds receive and send, written down as it is; `run --replay` plays it to the same records."""
 
     feeds: Annotated[
-        tuple[str, ...], Meta(description='names of the feeds that are captured; "*" = every live one; empty = none')
+        tuple[str, ...],
+        Meta(description='names of the feeds that are captured; "*" = every one that can be; empty = none'),
     ] = ()
     folder: Annotated[str, Meta(description="where the files go; empty = wire/ in the engine's data folder")] = ""
     compress: Annotated[

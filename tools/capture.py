@@ -38,7 +38,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("symbols", nargs="*", metavar="SYMBOL", help="with --source: what to capture, in the venue's words")
     add("--config", metavar="FILE", help="TOML file; its live [[feeds]] are captured")
     add("--feed", action="append", default=[], metavar="NAME", help="only this one of them; may be given several times")
-    add("--source", help="without a file: websocket, multicast, ...")
+    add("--source", help="without a file: websocket, multicast or yahoo")
     add("--types", default="", metavar="A,B", help="data types; default: the source's own choice")
     add("--option", action="append", default=[], metavar="KEY=VALUE", help="of the source; VALUE as JSON, or text")
     add("--out", default="capture", metavar="DIR", help="folder of the files (capture)")
@@ -143,18 +143,18 @@ def _conclude(view: CaptureView, recording: Recording, *, as_json: bool) -> int:
 
 def _specs(args: argparse.Namespace) -> list[FeedSpec]:
     """What to capture. CaptureError, FeedsError, EngineError."""
-    from workers.captures import NOT_LIVE
+    from workers.captures import why_not
     from workers.spec import FeedSpec
 
     if args.source:
         if args.config or args.feed:
             raise CaptureError("--source describes one feed: it does not go with --config and --feed")
-        if args.source in NOT_LIVE:
-            raise CaptureError(f"--source {args.source}: has no wire; live sources do")
         from tools.feeds import options_of
 
-        options = options_of(args.option)
         types: Any = tuple(word for word in args.types.split(",") if word)
+        if why := why_not(args.source, types):
+            raise CaptureError(f"--source {args.source}: {why}")
+        options = options_of(args.option)
         name = str(options.get("venue") or options.get("protocol") or args.source)
         return [
             FeedSpec(
@@ -175,7 +175,7 @@ def _specs(args: argparse.Namespace) -> list[FeedSpec]:
 
 def _configured(args: argparse.Namespace) -> list[FeedSpec]:
     from engine.config import load
-    from workers.captures import NOT_LIVE
+    from workers.captures import NOT_LIVE, why_not
     from workers.source import nearest
     from workers.spec import FeedSpec
 
@@ -185,15 +185,25 @@ def _configured(args: argparse.Namespace) -> list[FeedSpec]:
         if name not in sections:
             there = nearest(name, sections) if sections else ""
             raise CaptureError(f"--feed {name}: {args.config} has no such feed{there}")
-        if sections[name].source in NOT_LIVE:
-            raise CaptureError(f"--feed {name}: source {sections[name].source!r} has no wire; live sources do")
-    wanted = [
+        if why := why_not(sections[name].source, sections[name].data_types):
+            raise CaptureError(f"--feed {name}: source {sections[name].source!r} {why}")
+    live = [
         section
         for section in config.feeds
         if (section.name in args.feed if args.feed else section.enabled and section.source not in NOT_LIVE)
     ]
-    if not wanted:
+    if not live:
         raise CaptureError(f"{args.config} has no live feed that is enabled")
+    refused = {one.name: why for one in live if (why := why_not(one.source, one.data_types))}
+    for section in live:
+        if section.name in refused:
+            print(
+                f"tickengine capture: {section.name} is left out: source {section.source!r} {refused[section.name]}",
+                file=sys.stderr,
+            )
+    wanted = [section for section in live if section.name not in refused]
+    if not wanted:
+        raise CaptureError(f"{args.config} has no enabled feed that can be captured")
     return [
         FeedSpec(
             feed_id=number,

@@ -23,6 +23,18 @@ log = logging.getLogger("capture")
 COUNT_EVERY_NS: Final = 1_000_000_000
 _COUNTED: Final = ("messages", "bytes", "dropped")
 NOT_LIVE: Final = ("simulated", "mock", "replay")  # sources that have no wire
+WIRED: Final = ("websocket", "multicast", "yahoo")  # sources that tell of it; Yahoo's only of its stream
+
+
+def why_not(source: str, data_types: tuple[str, ...]) -> str:
+    """Why a feed of this source can't be captured, to follow its name; "" = it can."""
+    if source in NOT_LIVE:
+        return "has no wire; live sources do"
+    if source not in WIRED:
+        return f"can not be captured: only {', '.join(WIRED[:-1])} and {WIRED[-1]} feeds can"
+    if source == "yahoo" and "bar" in data_types:
+        return "can not be captured with data type bar: only its stream (tick, quote) can"
+    return ""
 
 
 class Captures:
@@ -42,7 +54,11 @@ class Captures:
         `fresh`: the counters of its number were another feed's and begin at 0.
         """
         settings = self._settings
-        if settings is None or spec.source in NOT_LIVE or not {"*", spec.name} & set(settings.feeds):
+        if settings is None or not {"*", spec.name} & set(settings.feeds):
+            return None
+        if why := why_not(spec.source, spec.data_types):
+            if spec.name in settings.feeds:  # "*" means those that can be
+                log.warning("feed %s is not captured: source %r %s", spec.name, spec.source, why)
             return None
         try:
             if self._recording is None:

@@ -33,7 +33,8 @@ def config(folder: Path, url: str, more: str = "") -> str:
     path.write_text(
         f'[[feeds]]\nname = "binance"\nsource = "websocket"\nsymbols = ["BTCUSDT"]\ndata_types = ["trade"]\n'
         f'options = {{ venue = "binance", url = "{url}?token=s3cret" }}\n'
-        f'[[feeds]]\nname = "sim"\nsource = "simulated"\nenabled = false\n{more}'
+        f'[[feeds]]\nname = "sim"\nsource = "simulated"\nenabled = false\n'
+        f'[[feeds]]\nname = "prime"\nsource = "fix"\nenabled = false\n{more}'
     )
     return str(path)
 
@@ -111,7 +112,10 @@ def test_a_capture_without_a_file_ends_after_its_time_and_says_that_nothing_came
         (("--config", "CONFIG", "--feed", "binanc"), "--feed binanc: CONFIG has no such feed; did you mean 'binance'?"),
         (("--config", "CONFIG", "--feed", "sim"), "--feed sim: source 'simulated' has no wire"),
         (("--config", "/nowhere.toml"), "/nowhere.toml"),
+        (("--config", "CONFIG", "--feed", "prime"), "--feed prime: source 'fix' can not be captured: only websocket,"),
         (("--source", "replay"), "--source replay: has no wire"),
+        (("--source", "fred", "GDP"), "can not be captured: only websocket, multicast and yahoo feeds can"),
+        (("--source", "yahoo", "--types", "bar", "AAPL"), "--source yahoo: can not be captured with data type bar"),
         (("--source", "websocket", "--option", "venue=binanse"), "did you mean 'binance'?"),
         (("BTCUSDT",), "name its --source, too"),
         (("--config", "CONFIG", "--for", "soon"), "'soon': a time such as"),
@@ -124,6 +128,21 @@ def test_what_can_not_be_captured_is_said_in_a_line(tmp_path: Path, words: tuple
     assert done.returncode == 2
     assert said.replace("CONFIG", path) in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_whole_configuration_is_captured_but_for_what_can_not_be(samples: Path, tmp_path: Path) -> None:
+    messages = trades(samples)
+    out = tmp_path / "wire"
+    more = '[[feeds]]\nname = "rates"\nsource = "fred"\nsymbols = ["DGS10"]\n'
+    with venue_of(messages) as venue:
+        process = start("capture", "--config", config(tmp_path, venue.url, more), "--out", str(out))
+        wait_for("the last trade", lambda: captured(out) and len(trade_ids(*captured(out))) == len(messages))
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=DEADLINE_S)
+    assert process.returncode == 0, errors
+    assert "rates is left out: source 'fred' can not be captured: only websocket" in errors
+    (path,) = captured(out)
+    assert path.name.startswith("binance-")
 
 
 def test_a_running_engine_captures_what_it_takes(samples: Path, engine_name: str, tmp_path: Path) -> None:

@@ -18,7 +18,19 @@ import pytest
 from shm.layout import Flag, RecordType, Source, StatusCode, concatenate, empty
 from tests.unit.test_venues import DESCRIBED, PAIRS, bitstamp_messages, kraken_book
 from tests.unit.test_websocket_source import COINBASE, Feed, binance, binance_books, btc_messages, coinbase, of
-from tests.venue_server import Act, VenueServer, after, bitstamp_answer, kraken_answer, received, timed_lines
+from tests.unit.test_yahoo_stream import YahooFeed
+from tests.vendor_server import yahoo_frames
+from tests.venue_server import (
+    Act,
+    VenueServer,
+    after,
+    always_ready,
+    bitstamp_answer,
+    kraken_answer,
+    no_answer,
+    received,
+    timed_lines,
+)
 from workers.capture_log import Recording
 from workers.decoders.capture import open_capture
 from workers.sources.channel import Message, Picture
@@ -197,6 +209,28 @@ def test_a_described_venue(samples: Path, feeds: Make, recording: Recording) -> 
         feed = feeds(PAIRS, ("trade", "level2"), url=venue.url, **DESCRIBED)
         until_all(feed, messages)
         assert_replays_alike(feed, recording)
+
+
+def test_source_yahoo_and_its_garbage(samples: Path, recording: Recording) -> None:
+    frames = yahoo_frames(samples)
+    acts = [Act([frames[0], frames[0], b"@@@"], end="abort"), Act([*frames, *frames])]
+    with VenueServer(acts, answer=no_answer, ready=always_ready) as venue:
+        feed = YahooFeed(("tick", "quote"), log_of=recording.log_of, url=venue.url)
+        try:
+            feed.until(lambda: len(feed.market) == 4, "the ticks of both connections")
+            until_all(feed, [frames[0], frames[0], b"@@@", *frames, *frames])
+        finally:
+            feed.source.close()
+        recording.close()
+    names = feed.names
+    (path,) = recording.logs[0].paths
+    with open_capture(path, intern=names.__getitem__, feed_id=3) as capture:
+        replay = comparable(of(out := empty(500), np.arange(500) < capture.decode(out)))
+        assert sum(capture.counters.malformed.values()) == feed.source.errors == 1
+    live = comparable(feed.records)
+    assert len(live) == len(replay) >= 4
+    for row in range(len(live)):
+        assert live[row].tobytes() == replay[row].tobytes(), (row, live[row], replay[row])
 
 
 def test_several_parts_are_one_capture(samples: Path, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from workers.source import SourceContext, open_source
 from workers.sources.websocket import WebSocketSource
 from workers.spec import FeedSpec
 from workers.venues.yahoo import YahooDialect
+from workers.wire_log import WireLog
 
 SYMBOLS = ("EURUSD=X", "JPY=X", "BTC-USD")
 
@@ -23,11 +24,14 @@ SYMBOLS = ("EURUSD=X", "JPY=X", "BTC-USD")
 class YahooFeed(Feed):
     """A feed of source "yahoo"."""
 
-    def __init__(self, types: tuple[str, ...], **options: Any) -> None:
+    def __init__(
+        self, types: tuple[str, ...], *, log_of: Callable[[FeedSpec], WireLog] | None = None, **options: Any
+    ) -> None:
         super().__init__(SYMBOLS, ("tick",), venue="yahoo", **options)
         self.source.close()
         spec = FeedSpec(feed_id=3, name="live", source="yahoo", symbols=SYMBOLS, data_types=types, options=options)
-        source = open_source(SourceContext(spec, lambda name: self.names.setdefault(name, len(self.names))))
+        wire = log_of(spec) if log_of is not None else None
+        source = open_source(SourceContext(spec, lambda name: self.names.setdefault(name, len(self.names)), wire=wire))
         assert isinstance(source, WebSocketSource)
         self.source = source
 

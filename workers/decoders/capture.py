@@ -50,7 +50,10 @@ OPTIONS: Final = {
     "venue": "venue code of the records; default: the format's own",
 }
 # Source of a feed that `tickengine capture` wrote as text -> module and class of its decoder.
-CAPTURED: Final = {"websocket": ("workers.venues.replayed", "VenueReplay")}
+CAPTURED: Final = {
+    "websocket": ("workers.venues.replayed", "VenueReplay"),
+    "yahoo": ("workers.venues.replayed", "VenueReplay"),
+}
 HEAD_PORT: Final = 9  # UDP "discard" (RFC 863): where the packet goes that says what a capture of our own is of
 _PCAP_MAGICS: Final = tuple(map(bytes.fromhex, ("d4c3b2a1", "a1b2c3d4", "4d3cb2a1", "a1b23c4d", "0a0d0d0a")))
 _LINE: Final = re.compile(rb"\d{1,19} [\[{]")

@@ -58,6 +58,8 @@ class VenueReplay:
         """
         try:
             options = {key: value for key, value in captured["options"].items() if key != "login"}
+            if captured["source"] != "websocket":  # a source that is one venue's stream: "yahoo"
+                options["venue"] = captured["source"]
             spec = FeedSpec(
                 feed_id=feed_id,
                 name=str(captured["name"]),
