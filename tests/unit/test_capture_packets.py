@@ -60,6 +60,7 @@ def comparable(records: np.ndarray) -> np.ndarray:
     return records
 
 
+@pytest.mark.bare_kernel  # options of multicast sockets
 @pytest.mark.parametrize("protocol", ["mold-itch50", "iex-tops"])
 @pytest.mark.parametrize("seed", [1, 2])
 def test_two_lossy_lines_replay_to_what_they_gave(recording: Recording, protocol: str, seed: int) -> None:
@@ -91,6 +92,7 @@ def test_two_lossy_lines_replay_to_what_they_gave(recording: Recording, protocol
     assert log.dropped == 0
 
 
+@pytest.mark.bare_kernel  # options of multicast sockets
 def test_captured_packets_of_real_feeds_replay_to_what_they_gave(samples: Path, tmp_path: Path) -> None:
     compared = 0
     for number, (protocol, folder) in enumerate(
@@ -118,6 +120,7 @@ def test_captured_packets_of_real_feeds_replay_to_what_they_gave(samples: Path, 
     assert compared > 0
 
 
+@pytest.mark.bare_kernel  # options of multicast sockets
 def test_the_file_is_a_plain_pcap_with_addresses_and_checksums(recording: Recording) -> None:
     live = Stage(log_of=recording.log_of)
     before = time.time_ns()
@@ -150,6 +153,7 @@ def test_the_file_is_a_plain_pcap_with_addresses_and_checksums(recording: Record
     assert sorted(seen) == sorted(live.to)
 
 
+@pytest.mark.bare_kernel  # options of multicast sockets
 def test_packets_of_parts_go_on_with_the_books_of_the_part_before(tmp_path: Path) -> None:
     from tests.unit.test_replay_source import drain, make
 
