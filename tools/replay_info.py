@@ -26,7 +26,8 @@ OnProgress = Callable[[float], None]
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Options of `tickengine replay-info`."""
-    from workers.decoders.capture import FORMATS, OPTIONS, PROTOCOLS
+    from workers.decoders.capture import OPTIONS
+    from workers.decoders.detection import FORMATS, PROTOCOLS
 
     add = parser.add_argument
     add(

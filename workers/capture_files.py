@@ -19,7 +19,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from workers.decoders.capture import HEAD_PORT
+from workers.decoders.detection import HEAD_PORT
 from workers.errors import SettingsError
 from workers.spec import CaptureSettings
 

@@ -10,7 +10,8 @@ import simplefix
 
 from shm.layout import RECORD, Action, Flag, RecordType, Side, concatenate, empty
 from workers.decoders._fix import FixDecoder, FixReader, parse_timestamp
-from workers.decoders.capture import describe_capture, detect, open_capture
+from workers.decoders.capture import describe_capture, open_capture
+from workers.decoders.detection import detect
 from workers.decoders.fix_log import line_time
 from workers.decoders.protocol import UnknownFormatError, one_frame
 

@@ -18,7 +18,8 @@ from tests.unit.test_decode_samples import iso, of_type, read
 from tests.unit.test_decode_venues import Names, drain, shown
 from tools.cli import main
 from workers.decoders._mdp3 import Mdp3Decoder, is_packet, market_depth
-from workers.decoders.capture import describe_capture, open_capture, protocol_of
+from workers.decoders.capture import describe_capture, open_capture
+from workers.decoders.detection import protocol_of
 from workers.decoders.protocol import Gap, many_frames
 from workers.errors import SettingsError
 

@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 
 from shm.layout import NO_INSTRUMENT, Action, Flag, RecordType, Side, StatusCode, concatenate, empty
 from workers.decoders._pitch import PitchDecoder, is_pitch
-from workers.decoders.capture import describe_capture, protocol_of
+from workers.decoders.capture import describe_capture
+from workers.decoders.detection import protocol_of
 from workers.decoders.protocol import many_frames
 from workers.errors import SettingsError
 
