@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 import ssl
 import subprocess
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,8 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from shm.layout import RECORD, Action, Flag, RecordType, Side, StatusCode, concatenate, empty
+from shm.layout import Action, Flag, RecordType, Side, StatusCode, empty
 from tests.fix_server import Act, FixServer, Out, captured, trades
+from tests.unit.test_websocket_source import Feed as LiveFeed
+from tests.unit.test_websocket_source import of
 from workers.errors import SettingsError, SourceError
 from workers.resume import Newest
 from workers.source import SourceContext, open_source
@@ -22,11 +23,9 @@ from workers.sources import fix_options
 from workers.sources.fix import FixSource
 from workers.spec import FeedSpec
 
-DEADLINE_S = 60
 
-
-class Feed:
-    """A source and all that it has delivered. `ring`: what a worker would have published, by poll."""
+class Feed(LiveFeed):
+    """A source and all that it has delivered."""
 
     def __init__(self, server: FixServer, symbols: tuple[str, ...], types: tuple[str, ...], **options: Any) -> None:
         self.names: dict[str, int] = options.pop("names", {})
@@ -39,32 +38,9 @@ class Feed:
         )
         source = open_source(context)
         assert isinstance(source, FixSource)
-        self.source = source
+        self.source = source  # type: ignore[assignment]
         self._batches = [empty(0)]
         self.out = empty(512)
-
-    def until(self, condition: Callable[[], Any], what: str) -> Any:
-        """Poll as the ingest worker does, until it is so."""
-        deadline = time.monotonic() + DEADLINE_S
-        while time.monotonic() < deadline:
-            count = self.source.poll(self.out, time.time_ns())
-            if count:
-                self._batches.append(self.out[:count].copy())
-            if found := condition():
-                return found
-            if not count:
-                time.sleep(0.001)
-        raise AssertionError(f"not within {DEADLINE_S} s: {what}; {self.source.report}; said {self.said}")
-
-    @property
-    def records(self) -> np.ndarray:
-        self._batches = [concatenate(self._batches)]
-        return self._batches[0]
-
-    @property
-    def market(self) -> np.ndarray:
-        records = self.records
-        return of(records, records["record_type"] != RecordType.STATUS)
 
     @property
     def ids(self) -> list[int]:
@@ -73,20 +49,10 @@ class Feed:
         found: list[int] = of(records, records["record_type"] == RecordType.TRADE)["trade_id"].tolist()
         return found
 
-    @property
-    def said(self) -> list[tuple[StatusCode, str]]:
-        rows = of(self.records, self.records["record_type"] == RecordType.STATUS)
-        return [(StatusCode(row["code"]), row["text"].decode()) for row in rows]
-
     def gaps(self) -> list[tuple[int, int]]:
         """The ranges of the gaps in the venue's numbers."""
         rows = of(self.records, (self.records["record_type"] == RecordType.STATUS) & (self.records["code"] == 4))
         return [(int(row["from_sequence"]), int(row["to_sequence"])) for row in rows if row["to_sequence"]]
-
-
-def of(records: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    rows: np.ndarray = records.view(np.uint8).reshape(-1, RECORD.itemsize)[mask]
-    return rows.reshape(-1).view(RECORD)
 
 
 @pytest.fixture

@@ -55,7 +55,7 @@ class Feed(LiveFeed):
         assert isinstance(source, IbkrSource)
         self.source = source  # type: ignore[assignment]
         self._batches = [empty(0)]
-        self._out = empty(512)
+        self.out = empty(512)
 
     def kind(self, kind: RecordType) -> np.ndarray:
         records = self.records
@@ -870,7 +870,7 @@ def test_a_quote_that_waits_when_subscriptions_are_lost_does_not_pass_for_the_ne
 def test_what_the_caller_has_no_room_for_waits(feeds: Callable[..., Feed]) -> None:
     with TwsServer([Act(trades_for(*range(2000)))], AAPL) as server:
         feed = feeds(server, ("AAPL",), ("trade",))
-        feed._out = empty(3)
+        feed.out = empty(3)
         feed.until(lambda: len(feed.market) == 2000, "every record, three at a time")
         assert feed.market["price"].tolist() == [float(number) for number in range(2000)]
 

@@ -53,15 +53,15 @@ class Feed:
         assert isinstance(source, WebSocketSource)
         self.source = source
         self._batches = [empty(0)]
-        self._out = empty(512)
+        self.out = empty(512)
 
     def until(self, condition: Callable[[], Any], what: str) -> Any:
         """Poll as the ingest worker does, until it is so."""
         deadline = time.monotonic() + DEADLINE_S
         while time.monotonic() < deadline:
-            count = self.source.poll(self._out, time.time_ns())
+            count = self.source.poll(self.out, time.time_ns())
             if count:
-                self._batches.append(self._out[:count].copy())
+                self._batches.append(self.out[:count].copy())
             if found := condition():
                 return found
             if not count:
@@ -397,7 +397,7 @@ def test_what_the_caller_has_no_room_for_waits(samples: Path, feeds: Callable[..
     messages = btc_messages(samples)[:2000]
     with binance(Act(messages)) as venue:
         feed = feeds(("BTCUSDT",), ("trade", "quote"), venue="binance", url=venue.url)
-        feed._out = empty(3)
+        feed.out = empty(3)
         feed.until(lambda: len(feed.market) == 2000, "every record, three at a time")
 
 
