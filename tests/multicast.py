@@ -42,14 +42,6 @@ def datagrams(path: Path) -> list[bytes]:
     return found
 
 
-def free_port() -> int:
-    """A UDP port that nobody on this host listens at."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        probe.bind(("", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
 def sender() -> socket.socket:
     """A UDP socket whose multicast packets stay on loopback."""
     sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -17,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+
+from tests.ports import free_ports
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 DEADLINE_S = 60.0
@@ -32,25 +33,6 @@ def wait_for(what: str, condition: Callable[[], Any], deadline_s: float = DEADLI
         if time.monotonic() > end:
             raise AssertionError(f"waited {deadline_s:g} s in vain for: {what}")
         time.sleep(0.02)
-
-
-def free_ports(count: int = 40) -> int:
-    """First of `count` ports in a row that nobody listens on; below the range that the kernel hands out itself."""
-    first = 20000 + (os.getpid() * 97) % 9000
-    for base in range(first, first + 2000, count):
-        sockets = []
-        try:
-            for port in range(base, base + count):
-                listener = socket.socket()
-                sockets.append(listener)
-                listener.bind(("127.0.0.1", port))
-            return base
-        except OSError:
-            continue
-        finally:
-            for listener in sockets:
-                listener.close()
-    raise AssertionError("no free ports")
 
 
 class EngineProcess:

@@ -12,7 +12,8 @@ import numpy as np
 from shm.layout import RecordType, empty
 from shm.status import ProcessView
 from tests.children import wait_until
-from tests.system.worker_stage import RING, WorkerStage, free_port
+from tests.ports import free_port
+from tests.system.worker_stage import RING, WorkerStage
 from workers.spec import FanoutSettings
 
 

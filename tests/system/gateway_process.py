@@ -16,7 +16,8 @@ from shm.layout import RecordType, empty
 from shm.ring import create_ring
 from shm.status import ProcessView
 from tests.children import DEADLINE_S
-from tests.system.worker_stage import RING, WorkerStage, free_port
+from tests.ports import free_port
+from tests.system.worker_stage import RING, WorkerStage
 from workers.spec import CacheSettings, GatewaySettings
 
 

@@ -177,6 +177,7 @@ def test_faults_on_the_command_line_are_done_counted_and_told(samples: Path, eng
             return float(found[0].rpartition(" ")[2]) if found else 0.0
 
         wait_for("faults", count)
+        assert engine.json("/feeds")["feeds"][0]["state"] != "ended"  # they are told while it goes on
         assert engine.stop() == 0
     options = ("--replay", str(path), "--speed", "max", "--faults", "drop=0.1,seed=3", "--exit-when-done")
     with EngineProcess(engine_name, tmp_path, *options) as engine:

@@ -17,8 +17,8 @@ from shm.layout import NO_INSTRUMENT, RECORD, Flag, RecordType, Source, StatusCo
 from shm.message import payload
 from shm.status import ProcessState
 from tests.children import DEADLINE_S, wait_until
+from tests.ports import free_port
 from tests.system.fanout_process import MakeStage, fanout_stages, ticks
-from tests.system.worker_stage import free_port
 from workers.subscriber import Message, Subscriber
 from workers.topics import BATCH, TopicTable, topic_index
 

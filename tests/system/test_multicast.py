@@ -23,7 +23,8 @@ from shm.layout import Flag, RecordType, StatusCode, concatenate, empty
 from shm.ring import RingReader, create_ring
 from shm.status import StatusBlock
 from tests.children import wait_until
-from tests.multicast import SESSION, datagrams, end_of_session, free_port, mold, sender
+from tests.multicast import SESSION, datagrams, end_of_session, mold, sender
+from tests.ports import free_port
 from tests.system.engine_process import EngineProcess
 from workers.decoders.capture import open_capture
 from workers.spec import FeedSpec, IngestSettings, QualitySettings, encode

@@ -20,7 +20,8 @@ from pathlib import Path
 import pytest
 
 from shm.layout import RecordType
-from tests.system.engine_process import EngineProcess, free_ports, wait_for
+from tests.ports import free_ports
+from tests.system.engine_process import EngineProcess, wait_for
 from workers.journal_reader import JournalReader
 
 pytestmark = pytest.mark.slow

@@ -188,7 +188,7 @@ def test_engines_in_one_store_do_not_see_each_other(mirroring: Mirroring, tmp_pa
 
 
 def test_a_store_that_refuses_is_down_within_the_timeout_and_says_no_password(mirroring: Mirroring) -> None:
-    from tests.servers import free_port
+    from tests.ports import free_port
     from workers.postgres_tier import PostgresTier
     from workers.redis_tier import RedisTier
     from workers.store import with_password

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import socket
 import subprocess
 import sys
 
@@ -14,13 +13,6 @@ from tests.children import DEADLINE_S, ROOT, wait_until
 from workers.spec import MODULES, WorkerSettings, encode
 
 RING = 2
-
-
-def free_port() -> int:
-    """A TCP port of the loopback interface that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 class WorkerStage:

@@ -339,7 +339,8 @@ def test_a_replay_killed_again_and_again_delivers_every_record_once(
         worker.kill()
         worker.wait(DEADLINE_S)
         kills += 1
-    engine.start(feed, simulated(1, rate=500))
+    worker = engine.start(feed, simulated(1, rate=500))
+    until(lambda: engine.is_ready(worker.pid), "ready")  # the one before may have come to the end before it was killed
     until(lambda: engine.counter("feed.3.ended"), "the end of the replay")
     records = engine.records(reader, reader.published)
     assert reader.lost == 0

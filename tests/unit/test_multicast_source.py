@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from shm.layout import RECORD, Flag, RecordType, Source, StatusCode, concatenate, empty
-from tests.multicast import SESSION, datagrams, end_of_session, free_port, iex, mold, sender
+from tests.multicast import SESSION, datagrams, end_of_session, iex, mold, sender
+from tests.ports import free_port
 from workers.decoders.capture import open_capture
 from workers.errors import SettingsError, SourceError
 from workers.source import SourceContext, open_source

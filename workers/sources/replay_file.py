@@ -23,7 +23,8 @@ from workers.sources.selection import Selection
 
 log = logging.getLogger("replay")
 
-COUNT_EVERY: Final = 64  # batches; the decoders' counters are copied, which costs more than a small batch
+COUNT_EVERY: Final = 64  # batches, the first among them
+WORTH_COUNTING: Final = 256  # records in one
 _PROBE_SLOTS: Final = 64
 
 OnCount = Callable[[int, int, int], None]  # errors, gaps, bytes that have come since the last call
@@ -78,9 +79,10 @@ class ReplayFile:
                 log.warning("feed %s: %s: %s; the rest of the file is left out", self._feed, self.path.name, error)
                 count = 0
                 self._damaged += 1
-            self._turn += 1
-            if count == 0 or self._turn % COUNT_EVERY == 0:
+            # The decoders' counters are copied, which costs more than a small batch; a large one, paced, lasts long.
+            if count == 0 or count >= WORTH_COUNTING or self._turn % COUNT_EVERY == 0:
                 self._count()
+            self._turn += 1
             if count == 0:
                 self.close()
                 if self._part + 1 < len(self._parts):
