@@ -52,6 +52,8 @@ async def create_feed(
         raise Refusal(422, str(error)) from error
     if len(msgspec.json.encode(data.options)) > MAX_OPTIONS_BYTES:
         raise Refusal(422, f"options: more than {MAX_OPTIONS_BYTES} bytes")
+    if (number := _too_long(data.options)) is not None:
+        raise Refusal(422, f"options: {number} is no 64-bit integer")
     wanted = StoredFeed(
         feed_id="",
         number=0,
@@ -134,3 +136,11 @@ def _refusal(error: FeedError) -> Refusal:
     if isinstance(error, FeedConflict):
         return Refusal(409, str(error))
     return Refusal(503, str(error), {"Retry-After": "1"})
+
+
+def _too_long(value: Any) -> int | None:
+    """An integer in options, however deep, that no worker can be sent."""
+    if isinstance(value, int):
+        return None if -(1 << 63) <= value < 1 << 63 else value
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return next((found for part in parts if (found := _too_long(part)) is not None), None)

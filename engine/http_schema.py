@@ -5,6 +5,7 @@ Called once by engine/http.py when the application is made; tests/system/test_ht
 
 from __future__ import annotations
 
+import re
 from typing import Any, Final
 
 import msgspec
@@ -13,6 +14,7 @@ from litestar.openapi.spec import OpenAPIMediaType, OpenAPIResponse, OpenAPIType
 from litestar.openapi.spec import Parameter as OpenAPIParameter
 
 from engine.access import changes_state
+from engine.answers import ChangeFeed, ChangeSubscription, CreateFeed, CreateSubscription
 from engine.http_data import MEDIA_TYPES
 from engine.http_ingest import JSON, LINES, MSGPACK
 from engine.http_subscriptions import MAX_BATCH
@@ -20,6 +22,7 @@ from engine.problems import MEDIA_TYPE
 from engine.settings import HttpSection
 from workers.points import Point
 
+_BODIES: Final = (ChangeFeed, ChangeSubscription, CreateFeed, CreateSubscription)
 _ALWAYS: Final = {401: "a bearer token is needed", 429: "too many requests", 500: "a fault of the engine"}
 _WITH_PARAMETERS: Final = {404: "not known", 422: "an unusable value", 503: "can not be had now"}
 _WRITING: Final = {400: "not what its content-type says", 403: "not with this token", 413: "too large"}
@@ -31,6 +34,10 @@ _WITH_BODY: Final = {415: "content-type not taken", 422: "an unusable value", 50
 def complete_schema(app: Litestar, limits: HttpSection) -> None:
     """Say in the application's schema what routes alone can't."""
     schema = app.openapi_schema
+    known = schema.components.schemas if schema.components is not None else {}
+    for name, found in _bodies().items():
+        if name in known:
+            known[name] = found
     text = OpenAPIMediaType(schema=Schema(type=OpenAPIType.STRING))
     for path, item in (schema.paths or {}).items():
         for method in ("get", "post", "patch", "delete"):
@@ -55,6 +62,28 @@ def complete_schema(app: Litestar, limits: HttpSection) -> None:
             if path.startswith("/metrics") and isinstance(success, OpenAPIResponse) and success.content is not None:
                 success.content["text/plain"] = text
                 success.content["application/openmetrics-text"] = text
+
+
+def _bodies() -> dict[str, Schema]:
+    """What requests may hold, as msgspec checks it: Litestar leaves out what holds for the items of a list."""
+    _, parts = msgspec.json.schema_components(_BODIES, ref_template="#/components/schemas/{name}")
+    return {name: _schema_of(part) for name, part in parts.items()}
+
+
+def _schema_of(part: dict[str, Any]) -> Schema:
+    """A JSON Schema as Litestar's object."""
+    values: dict[str, Any] = {}
+    for key, value in part.items():
+        word = re.sub("[A-Z]", lambda letter: f"_{letter[0].lower()}", key)
+        if key == "properties":
+            values[word] = {name: _schema_of(one) for name, one in value.items()}
+        elif key == "items":
+            values[word] = _schema_of(value)
+        elif key == "anyOf":
+            values[word] = [_schema_of(one) for one in value]
+        else:
+            values[word] = OpenAPIType(value) if key == "type" else value
+    return Schema(**values)
 
 
 def _add_problems(operation: Operation, *, writing: bool, conflicts: bool) -> None:

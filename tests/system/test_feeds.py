@@ -107,6 +107,7 @@ def test_what_can_not_work_is_refused_with_what_to_do(engine_name: str, tmp_path
         assert "must be one of" in refused(data_source="bloomberg")
         assert "blanks" in refused(symbol="A B")
         assert "did you mean 'rate'" in refused(options={"rat": 1})
+        assert "options: -9223372036854775809 is no 64-bit integer" in refused(options={"a": [{"b": -(2**63) - 1}]})
         assert "data_types" in refused(data_types=["candles"])
         assert "not simulated" in refused(data_types=["bar"])
         assert "give a number" in refused(data_source="replay", options={"file": "x", "speed": "max"})

@@ -361,12 +361,15 @@ def test_the_schema_is_exact(engine: EngineProcess) -> None:
     from hypothesis import HealthCheck, given, settings
     from schemathesis.specs.openapi.checks import positive_data_acceptance
 
+    created = engine.json("/schema/openapi.json")["components"]["schemas"]["CreateSubscription"]
+    assert created["properties"]["symbols"]["items"]["minLength"] == 1
+    assert created["additionalProperties"] is False
     operations = [result.ok() for result in schema.get_all_operations()]
     assert len(operations) == 22
     for operation in operations:
 
         @given(case=operation.as_strategy())
-        @settings(max_examples=15, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+        @settings(max_examples=25, deadline=None, database=None, suppress_health_check=list(HealthCheck))
         def call(case: Any) -> None:
             # Which sources there are, what options they have, and which addresses can be delivered to, is the workers'
             # to know: 422, and not in the schema.
