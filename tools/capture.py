@@ -1,7 +1,8 @@
 """Write down what live feeds receive and send, as it is, without an engine: for replays, bug reports and tests.
 
-Called by tools/cli.py. The feeds are those of a configuration file, or one that the options describe. WebSocket feeds
-become `.jsonl.zst`, multicast feeds `.pcap`; `tickengine run --replay FILE...` plays them to the same records.
+Called by tools/cli.py. The feeds are those of a configuration file, or one that the options describe. Multicast feeds
+become `.pcap`, all others `.jsonl.zst`; `tickengine run --replay FILE...` plays them to the same records. Of an engine
+only the budgets of API keys are shared, so that both together ask no more than a key may.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("symbols", nargs="*", metavar="SYMBOL", help="with --source: what to capture, in the venue's words")
     add("--config", metavar="FILE", help="TOML file; its live [[feeds]] are captured")
     add("--feed", action="append", default=[], metavar="NAME", help="only this one of them; may be given several times")
-    add("--source", help="without a file: websocket, multicast or yahoo")
+    add("--source", help="without a file: websocket, multicast, yahoo, alpha_vantage, fred")
     add("--types", default="", metavar="A,B", help="data types; default: the source's own choice")
     add("--option", action="append", default=[], metavar="KEY=VALUE", help="of the source; VALUE as JSON, or text")
     add("--out", default="capture", metavar="DIR", help="folder of the files (capture)")
@@ -52,6 +53,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "  tickengine capture --config engine.toml --for 10m\n"
         "  tickengine capture --config engine.toml --feed binance --out /var/tmp/wire\n"
         "  tickengine capture BTCUSDT ETHUSDT --source websocket --types trade,level2 --option venue=binance\n"
+        "  FRED_API_KEY=... tickengine capture DGS10 --source fred --option poll_s=600\n"
         "  tickengine run --replay capture/*.jsonl.zst\n\n"
         "Logins, values of headers, and what sounds like a key or token in options and URLs never reach a file.\n"
         "What waits for the disk is bounded (64 MiB a feed); beyond it the newest messages are dropped and counted.\n\n"
@@ -62,7 +64,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Capture until it is time, or until told to stop."""
+    from engine.config import load
     from engine.errors import EngineError
+    from engine.plan import data_folder
     from tools.feeds import FeedsError
     from workers.capture_log import Recording
     from workers.errors import SettingsError
@@ -70,6 +74,7 @@ def run(args: argparse.Namespace) -> int:
 
     try:
         specs = _specs(args)
+        budgets = str(data_folder(load(args.config, os.environ)).parent / ".budgets")
         settings = CaptureSettings(
             folder=args.out, compress=args.compress, part_bytes=args.part_size, part_s=args.part_time
         )
@@ -81,7 +86,7 @@ def run(args: argparse.Namespace) -> int:
         print(f"tickengine capture: {error}", file=sys.stderr)
         return 2
     try:
-        return _capture(args, specs, recording)
+        return _capture(args, specs, recording, budgets)
     except SettingsError as error:
         print(f"tickengine capture: {error}", file=sys.stderr)
         return 2
@@ -89,7 +94,7 @@ def run(args: argparse.Namespace) -> int:
         recording.close()
 
 
-def _capture(args: argparse.Namespace, specs: list[FeedSpec], recording: Recording) -> int:
+def _capture(args: argparse.Namespace, specs: list[FeedSpec], recording: Recording, budgets: str) -> int:
     from tools.capture_feeds import CapturedFeed, run_feeds
 
     stop = _Stop(args.seconds)
@@ -97,7 +102,7 @@ def _capture(args: argparse.Namespace, specs: list[FeedSpec], recording: Recordi
     progress = _Progress(feeds, recording, args.seconds, stop)
     progress.begin()
     try:
-        feeds += [CapturedFeed(spec, recording) for spec in specs]
+        feeds += [CapturedFeed(spec, recording, budgets=budgets) for spec in specs]
         run_feeds(feeds, stop.go_on, progress.look)
     finally:
         progress.end()  # before the connections are closed, and shown as down
@@ -152,7 +157,7 @@ def _specs(args: argparse.Namespace) -> list[FeedSpec]:
         from tools.feeds import options_of
 
         types: Any = tuple(word for word in args.types.split(",") if word)
-        if why := why_not(args.source, types):
+        if why := why_not(args.source):
             raise CaptureError(f"--source {args.source}: {why}")
         options = options_of(args.option)
         name = str(options.get("venue") or options.get("protocol") or args.source)
@@ -185,7 +190,7 @@ def _configured(args: argparse.Namespace) -> list[FeedSpec]:
         if name not in sections:
             there = nearest(name, sections) if sections else ""
             raise CaptureError(f"--feed {name}: {args.config} has no such feed{there}")
-        if why := why_not(sections[name].source, sections[name].data_types):
+        if why := why_not(sections[name].source):
             raise CaptureError(f"--feed {name}: source {sections[name].source!r} {why}")
     live = [
         section
@@ -194,7 +199,7 @@ def _configured(args: argparse.Namespace) -> list[FeedSpec]:
     ]
     if not live:
         raise CaptureError(f"{args.config} has no live feed that is enabled")
-    refused = {one.name: why for one in live if (why := why_not(one.source, one.data_types))}
+    refused = {one.name: why for one in live if (why := why_not(one.source))}
     for section in live:
         if section.name in refused:
             print(
@@ -321,7 +326,7 @@ class _Progress:
                 continue
             found.append(self._row(feed, name, "up" if tally.up else "down", tally, now_ns, why=tally.why or said))
         if over_http.sent:
-            found.append(self._row(feed, "http", "-", over_http, now_ns, why=""))
+            found.append(self._row(feed, "http", "-", over_http, now_ns, why="" if found else said))
         if not found:  # nothing has happened yet
             found.append(ConnectionView(feed.spec.name, "-", "waiting", 0, 0, 0.0, 0, None, said))
         return found

@@ -29,8 +29,11 @@ _BATCH_SLOTS: Final = 4096
 class CapturedFeed:
     """One source. `log` is what it has told of its wire; `why` what keeps it from delivering, "" = nothing."""
 
-    def __init__(self, spec: FeedSpec, recording: Recording) -> None:
-        """SettingsError: settings that can't work. Whatever else keeps it from opening is tried again."""
+    def __init__(self, spec: FeedSpec, recording: Recording, *, budgets: str = "") -> None:
+        """`budgets`: folder of those of API keys, which the engines here use too.
+
+        SettingsError: settings that can't work. Whatever else keeps it from opening is tried again.
+        """
         self.spec = spec
         self.log: CaptureLog = recording.log_of(spec)
         self.records = 0
@@ -41,6 +44,7 @@ class CapturedFeed:
         self._due_ns: int | None = 0
         self._up_since_ns = 0
         self._ids: dict[str, int] = {}
+        self._budgets = budgets
         try:
             self._open(0)
         except SettingsError:
@@ -82,12 +86,15 @@ class CapturedFeed:
             log.warning("feed %s: %s", self.spec.name, self.why)
 
     def close(self) -> None:
-        """Close the source; its log is the recording's to end."""
+        """Close the source, whose last words stay in `why`; its log is the recording's to end."""
+        report = self.report
+        if report is not None and report.state != "live":
+            self.why = self.why or report.why
         self._close()
 
     def _open(self, now_ns: int) -> None:
         intern: Callable[[str], int] = lambda name: self._ids.setdefault(name, len(self._ids))  # noqa: E731
-        self._source = open_source(SourceContext(self.spec, intern, wire=self.log))
+        self._source = open_source(SourceContext(self.spec, intern, wire=self.log, budgets=self._budgets))
         self._up_since_ns = now_ns
 
     def _close(self) -> None:

@@ -24,6 +24,7 @@ from typing import Final
 import msgspec
 
 from workers.capture_files import MAX_HEAD_BYTES, PCAP_HEAD, CaptureParts, Kind, pcap_record
+from workers.decoders.jsonl import LINE_MAX_BYTES
 from workers.spec import CaptureSettings, FeedSpec
 from workers.wire_log import Hidden, clean_options, clean_url
 
@@ -152,8 +153,13 @@ class CaptureLog:
 
     def answered(self, connection: str, url: str, status: int, body: bytes, at_ns: int) -> None:
         """See `WireLog`."""
-        self._count(connection, 1, len(body), at_ns)
+        if status:
+            self._count(connection, 1, len(body), at_ns)
         self._put(Line("http", connection, at_ns / 1e9, at_ns, clean_url(url), status), body)
+
+    def noted(self, connection: str, text: str, at_ns: int) -> None:
+        """See `WireLog`."""
+        self._put(Line("note", connection, at_ns / 1e9, at_ns), text.encode())
 
     def packets(self, connection: str, records: bytes, count: int) -> None:
         """See `WireLog`."""
@@ -250,7 +256,11 @@ class CaptureLog:
                 taken = len(item[1])
             else:
                 line, data = item
-                lines.append(self._encode(line, data))
+                text = self._encode(line, data)
+                if len(text) > LINE_MAX_BYTES:  # which no reader takes
+                    self._failed += 1
+                    text = self._encode(_dropped(1, len(data), line.ns), b"")
+                lines.append(text)
                 messages += 1
                 taken = len(data) + _ITEM_BYTES
                 if line.t == "connect":

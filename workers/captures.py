@@ -23,17 +23,15 @@ log = logging.getLogger("capture")
 COUNT_EVERY_NS: Final = 1_000_000_000
 _COUNTED: Final = ("messages", "bytes", "dropped")
 NOT_LIVE: Final = ("simulated", "mock", "replay")  # sources that have no wire
-WIRED: Final = ("websocket", "multicast", "yahoo")  # sources that tell of it; Yahoo's only of its stream
+WIRED: Final = ("websocket", "multicast", "yahoo", "alpha_vantage", "fred")  # sources that tell of it
 
 
-def why_not(source: str, data_types: tuple[str, ...]) -> str:
+def why_not(source: str) -> str:
     """Why a feed of this source can't be captured, to follow its name; "" = it can."""
     if source in NOT_LIVE:
         return "has no wire; live sources do"
     if source not in WIRED:
         return f"can not be captured: only {', '.join(WIRED[:-1])} and {WIRED[-1]} feeds can"
-    if source == "yahoo" and "bar" in data_types:
-        return "can not be captured with data type bar: only its stream (tick, quote) can"
     return ""
 
 
@@ -56,7 +54,7 @@ class Captures:
         settings = self._settings
         if settings is None or not {"*", spec.name} & set(settings.feeds):
             return None
-        if why := why_not(spec.source, spec.data_types):
+        if why := why_not(spec.source):
             if spec.name in settings.feeds:  # "*" means those that can be
                 log.warning("feed %s is not captured: source %r %s", spec.name, spec.source, why)
             return None

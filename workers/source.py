@@ -102,6 +102,7 @@ class SourceContext:
         counter: makes or finds a counter of the worker by name (shm.status.ProcessStatus.counter); it outlives a killed
             worker. None: nobody reads them.
         folder: the engine's folder under the data directory; "" = there is none, and nothing outlives the process.
+        budgets: where the budgets of API keys are; "" = beside `folder`, for all engines of the data directory.
         published: records of this feed that stand in the ring (dtype RECORD), oldest first, piece by piece: what a
             worker that was killed had published last. None: there is no ring.
         newest: the feed's newest message among the ring's records that were published since the one time and received
@@ -117,6 +118,7 @@ class SourceContext:
     published: Callable[[], Iterator[np.ndarray]] | None = None
     newest: Callable[[int, int], Newest | None] | None = None
     wire: WireLog | None = None
+    budgets: str = ""
 
 
 def open_source(context: SourceContext) -> Source:

@@ -1,6 +1,6 @@
 """What a live source says to whoever writes down its wire: `SourceContext.wire`, and how secrets stay out of it.
 
-    source --connected, sent, received, asked, answered, packets, lost--> WireLog --> files (workers/capture_log.py)
+    source --connected, sent, received, asked, answered, noted, packets, lost--> WireLog --> files (capture_log.py)
 
 A source calls these at the moment things happen, in the order in which they do, and goes on at once: a WireLog never
 waits, never raises, and never holds a feed up. Everything is optional: no `wire`, no cost. `hide` is told of each
@@ -48,6 +48,9 @@ class WireLog(Protocol):
 
     def answered(self, connection: str, url: str, status: int, body: bytes, at_ns: int) -> None:
         """Its answer; `status` 0 = there was none, and `body` says why."""
+
+    def noted(self, connection: str, text: str, at_ns: int) -> None:
+        """What a replay must know and the wire does not show, as JSON; the source's own decoder reads it."""
 
     def packets(self, connection: str, records: bytes, count: int) -> None:
         """Packets as records of a pcap file (little-endian, ns, raw IP), one behind the other; none = it listens."""

@@ -114,8 +114,9 @@ def test_a_capture_without_a_file_ends_after_its_time_and_says_that_nothing_came
         (("--config", "/nowhere.toml"), "/nowhere.toml"),
         (("--config", "CONFIG", "--feed", "prime"), "--feed prime: source 'fix' can not be captured: only websocket,"),
         (("--source", "replay"), "--source replay: has no wire"),
-        (("--source", "fred", "GDP"), "can not be captured: only websocket, multicast and yahoo feeds can"),
-        (("--source", "yahoo", "--types", "bar", "AAPL"), "--source yahoo: can not be captured with data type bar"),
+        (("--source", "mine", "X"), "--source mine: can not be captured: only websocket, multicast, yahoo, "),
+        (("--source", "yahoo", "--types", "bar,tick", "AAPL"), "bar is polled; make a feed of each"),
+        (("--source", "fred", "GDP", "--option", "key_variable=NONE_API_KEY"), "set NONE_API_KEY in the environment"),
         (("--source", "websocket", "--option", "venue=binanse"), "did you mean 'binance'?"),
         (("BTCUSDT",), "name its --source, too"),
         (("--config", "CONFIG", "--for", "soon"), "'soon': a time such as"),
@@ -133,14 +134,14 @@ def test_what_can_not_be_captured_is_said_in_a_line(tmp_path: Path, words: tuple
 def test_a_whole_configuration_is_captured_but_for_what_can_not_be(samples: Path, tmp_path: Path) -> None:
     messages = trades(samples)
     out = tmp_path / "wire"
-    more = '[[feeds]]\nname = "rates"\nsource = "fred"\nsymbols = ["DGS10"]\n'
+    more = '[[feeds]]\nname = "rates"\nsource = "mine"\nsymbols = ["DGS10"]\n'
     with venue_of(messages) as venue:
         process = start("capture", "--config", config(tmp_path, venue.url, more), "--out", str(out))
         wait_for("the last trade", lambda: captured(out) and len(trade_ids(*captured(out))) == len(messages))
         process.send_signal(signal.SIGINT)
         _, errors = process.communicate(timeout=DEADLINE_S)
     assert process.returncode == 0, errors
-    assert "rates is left out: source 'fred' can not be captured: only websocket" in errors
+    assert "rates is left out: source 'mine' can not be captured: only websocket" in errors
     (path,) = captured(out)
     assert path.name.startswith("binance-")
 

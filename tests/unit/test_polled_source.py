@@ -29,6 +29,7 @@ from workers.source import SourceContext, open_source
 from workers.sources.fred import Fred
 from workers.sources.polled import PolledSource
 from workers.spec import FeedSpec
+from workers.wire_log import WireLog
 
 DEADLINE_S = 60
 KEY = "SECRETKEY4711"
@@ -39,13 +40,23 @@ TODAY_NS = time.time_ns()
 class Feed:
     """A source and all that it has delivered; `ring` is what a restarted worker would find."""
 
-    def __init__(self, folder: Path, source: str, symbols: tuple[str, ...], types: tuple[str, ...], **options: Any):
+    def __init__(
+        self,
+        folder: Path,
+        source: str,
+        symbols: tuple[str, ...],
+        types: tuple[str, ...],
+        *,
+        log_of: Callable[[FeedSpec], WireLog] | None = None,
+        **options: Any,
+    ) -> None:
         self.names: dict[str, int] = {}
         self.ring: list[np.ndarray] = []
         self._folder = folder
         self._spec = FeedSpec(
             feed_id=3, name="polled", source=source, symbols=symbols, data_types=types, options=options
         )
+        self.log_of = log_of
         self._out = empty(128)
         self._all = [empty(0)]
         self.open()
@@ -57,6 +68,7 @@ class Feed:
             lambda name: self.names.setdefault(name, len(self.names)),
             folder=str(self._folder / "engine"),
             published=lambda: iter(list(self.ring)),
+            wire=self.log_of(self._spec) if self.log_of is not None else None,
         )
         source = open_source(context)
         assert isinstance(source, PolledSource)

@@ -18,6 +18,7 @@ from shm.layout import NO_INSTRUMENT, Flag, RecordType, StatusCode, concatenate,
 from workers.decoders.capture import open_capture
 from workers.errors import SettingsError, SourceError, WorkerError
 from workers.source import SourceContext, open_source
+from workers.sources import replay_file
 from workers.sources.replay import ReplaySource
 from workers.spec import FeedSpec
 
@@ -468,3 +469,26 @@ def test_a_real_capture_comes_through_unchanged(samples: Path) -> None:
         got = drain(make(str(file), speed="max"), slots=slots)
         assert got[:-1].tobytes() == expected.tobytes()
         assert ends(got) == [(file.name, len(expected))]
+
+
+@pytest.mark.parametrize("merge", [True, False])
+@pytest.mark.parametrize("speed", [1.0, "max"])
+def test_what_nobody_wants_is_not_read_in_one_poll(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, merge: bool, speed: Any
+) -> None:
+    """A worker that did so would be taken for a stuck one, and its successor would do the same."""
+    monkeypatch.setattr(replay_file, "REST_RECORDS", 8192)
+    lines = [trade(RECORDED_NS + number, number) for number in range(40_000)]
+    last = trade(RECORDED_NS + 40_000, 7, "ETHUSDT")
+    one = capture(tmp_path, "one.txt", *lines, last)
+    other = capture(tmp_path, "other.txt", trade(RECORDED_NS + 1, 5, "ETHUSDT"))
+    source = make(one, other, symbols=("ETHUSDT",), merge=merge, speed=speed)
+    counts, now_ns = [], NOW_NS
+    while source.next_due_ns is not None:
+        now_ns = max(now_ns, source.next_due_ns)
+        counts.append(source.poll(empty(1000), now_ns))
+    assert sum(counts) == (3 if merge else 4)
+    assert counts.count(0) >= 4
+    again = make(one, other, symbols=("ETHUSDT",), merge=merge, speed=speed)
+    again.skip(1)
+    assert len(drain(again)) == sum(counts) - 1

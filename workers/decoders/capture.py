@@ -47,7 +47,9 @@ OPTIONS: Final = {
 # Source of a feed that `tickengine capture` wrote as text -> module and class of its decoder.
 CAPTURED: Final = {
     "websocket": ("workers.venues.replayed", "VenueReplay"),
-    "yahoo": ("workers.venues.replayed", "VenueReplay"),
+    "yahoo": ("workers.sources.polled_replay", "yahoo_replay"),
+    "alpha_vantage": ("workers.sources.polled_replay", "PolledReplay"),
+    "fred": ("workers.sources.polled_replay", "PolledReplay"),
 }
 _PROBE_DATAGRAMS: Final = 4096
 _PROTOCOL_TITLES: Final = {
@@ -90,7 +92,9 @@ class Capture:
         self._failure: FramingError | None = None
         self._truncated_bytes = 0
         self._ended = False
+        self.done = False  # all records have been handed out
         self._finished = False  # the decoder knows that the input has ended
+        self._taken = 0  # bytes of the input in the present call of `decode`
         self.file: CaptureFile | PairedLines = CaptureFile(path)
         try:
             self._head = self.file.read()
@@ -114,19 +118,25 @@ class Capture:
 
     # ---- reading --------------------------------------------------------------------------------------------------
 
-    def decode(self, out: np.ndarray) -> int:
+    def decode(self, out: np.ndarray, *, input_bytes: int = 0) -> int:
         """Fills `out` (dtype RECORD) from its front; returns the count, 0 = end of file.
 
-        Raises FramingError once, after every record before the damage was handed out; from then on it returns 0.
+        `input_bytes`: return when more of the unpacked input than that has been decoded, too, with whatever came of it;
+        0 is the end then only if `done`. Raises FramingError once, after every record before the damage was handed
+        out; from then on it returns 0.
         """
         if out.dtype != RECORD:
             raise SettingsError(f"out must have dtype RECORD, not {out.dtype}")
         filled = 0
+        self._taken = 0
         while filled < len(out):
             got = self._decoder.decode(out[filled:] if filled else out)
             if got:
                 filled += got
+            elif input_bytes and self._taken >= input_bytes:
+                break
             elif not self._advance():
+                self.done = self._failure is None
                 if self._failure is not None and not filled:
                     failure, self._failure = self._failure, None
                     raise failure
@@ -160,7 +170,9 @@ class Capture:
                 record_bytes = getattr(self._container, "record_bytes", 0)
                 batch = self._faults.apply(single_messages(batch, self._layout, record_bytes))
             if len(batch.frames):
-                self._span = self._span[1], reached, int(batch.frames["size"].sum()), self._decoder.counters.bytes
+                size = int(batch.frames["size"].sum())
+                self._taken += size
+                self._span = self._span[1], reached, size, self._decoder.counters.bytes
                 self._decoder.feed(batch.buffer, batch.frames)
                 return True
             self._ended = self._ended or self._failure is not None
@@ -408,6 +420,9 @@ class Capture:
         self._decoder = getattr(import_module(module), name)(
             captured, self._intern, feed_id=self._feed_id, venue=self._options.get("venue")
         )
+        if self._faults is not None and not getattr(self._decoder, "DAMAGEABLE", True):
+            name = self.file.path.name
+            raise SettingsError(f"faults: {name} is of a polled feed, whose answers come whole or not at all")
 
     @property
     def container(self) -> Container:
@@ -439,7 +454,8 @@ class Capture:
             text = tick_files.TITLES[self._layout]
         else:
             venue = getattr(self._decoder, "venue", "").title() or type(self._decoder).__name__.removesuffix("Decoder")
-            text = f"{venue} WebSocket messages, {'timed lines' if self._layout == 'lines' else 'jsonl capture'}"
+            wire = getattr(self._decoder, "WIRE", "WebSocket messages")
+            text = f"{venue} {wire}, {'timed lines' if self._layout == 'lines' else 'jsonl capture'}"
         return f"{text} ({self.file.compression})" if self.file.compression else text
 
     @property

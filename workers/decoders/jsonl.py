@@ -6,7 +6,7 @@ of the venue's stream: of Binance {"stream": "SYMBOL@depth", "data": BODY}, of B
 {"event": "picture", "channel": "diff_order_book_PAIR", "data": BODY}.
 
 A capture of our own (workers/capture_log.py) has more: `ns` beside `ts`, and a header with the `feed` it is of.
-Its connects, losses, snapshots and dropped messages become frames too, marked as NOTE: the line itself.
+Its connects, losses, answers over HTTP, notes and dropped messages become frames too, marked as NOTE: the line itself.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ import numpy as np
 
 from workers.decoders.protocol import FRAME, NOTE, Batch, FramingError, many_frames
 
-LINE_MAX_BYTES: Final = 1 << 26
-_NOTED: Final = ("connect", "disconnect", "ask", "http", "dropped")
+LINE_MAX_BYTES: Final = 1 << 27  # an answer of 64 MiB over HTTP, as JSON writes it
+_NOTED: Final = ("connect", "disconnect", "ask", "http", "note", "dropped")
 _DEPTH_URL: Final = re.compile(r"/depth\?(?:.*&)?symbol=([A-Za-z0-9_.-]{1,32})(?:&|$)")
 
 _PICTURE_URL: Final = re.compile(r"bitstamp\.net/api/v2/order_book/([a-z0-9]{1,24})/?(?:\?|$)")
@@ -54,7 +54,8 @@ class JsonlReader:
     def __init__(self) -> None:
         self.exchange = ""
         self.captured: dict[str, Any] = {}
-        self._rest = b""
+        self._rest: list[bytes] = []  # of a line that goes on: joined once, however many pieces it comes in
+        self._rest_bytes = 0
         self._offset = 0
         self._error: FramingError | None = None
         self._passed: Counter[str] = Counter()
@@ -72,20 +73,24 @@ class JsonlReader:
 
     def finish(self) -> int:
         """Bytes of a last line without its newline: feed one at the end of the input to have it read."""
-        return 0 if self._error is not None else len(self._rest)
+        return 0 if self._error is not None else self._rest_bytes
 
     def feed(self, data: bytes) -> Batch:
         """Frames of the lines that are whole now."""
         if self._error is not None:
             return Batch(b"", np.zeros(0, FRAME))
-        lines = (self._rest + data).split(b"\n")
-        self._rest = lines.pop()
+        lines = b"".join((*self._rest, data)).split(b"\n") if b"\n" in data else []
+        if lines:
+            data = lines.pop()
+            self._rest, self._rest_bytes = [], 0
+        self._rest.append(data)
+        self._rest_bytes += len(data)
         found = _Found([], [], [], [])
         for line in lines:
             self._offset += len(line) + 1
             if line.strip():
                 self._line(line, found)
-        if len(self._rest) > LINE_MAX_BYTES:
+        if self._rest_bytes > LINE_MAX_BYTES:
             self._error = FramingError("jsonl", self._offset, f"a line of more than {LINE_MAX_BYTES >> 20} MiB")
         batch = many_frames(found.messages, found.times)
         batch.frames["port"] = found.connections

@@ -15,7 +15,7 @@ from workers.decoders import alpha_vantage
 from workers.decoders.observations import KeyRefused, Observations, SlowDown, Unusable
 from workers.errors import SettingsError
 from workers.source import SourceContext, read_options
-from workers.sources.api_key import KeyVariable, find_key
+from workers.sources.api_key import ApiKey, KeyVariable, find_key
 from workers.sources.polled import PolledSource
 from workers.sources.vendor import (
     Job,
@@ -56,8 +56,8 @@ class AlphaVantage:
     SOURCE = Source.ALPHA_VANTAGE
     VENUE = b"ALPHAVAN"
 
-    def __init__(self, context: SourceContext) -> None:
-        """Check the feed's settings; SettingsError names what can't work."""
+    def __init__(self, context: SourceContext, key: ApiKey | None = None) -> None:
+        """Check the feed's settings; SettingsError names what can't work. `key`: instead of the environment's."""
         spec = context.spec
         refuse_keys_in_options(spec, "ALPHA_VANTAGE_API_KEY")
         options = read_options(spec, AlphaVantageOptions)
@@ -72,7 +72,7 @@ class AlphaVantage:
                 raise SettingsError(f"feed {spec.name}: {symbol!r}: of a currency pair ask for quote alone")
         self.options: PolledOptions = options
         self._options = options
-        self.key = find_key(spec, options.key_variable, KEYS_AT)
+        self.key = key if key is not None else find_key(spec, options.key_variable, KEYS_AT)
         self.headers: dict[str, str] = {}
         interval_s = {**_MINUTES, **_DAILY}[options.interval]
         kinds = {

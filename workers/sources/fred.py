@@ -14,7 +14,7 @@ from shm.layout import RecordType, Source
 from workers.decoders import fred
 from workers.decoders.observations import Observations
 from workers.source import SourceContext, read_options
-from workers.sources.api_key import KeyVariable, find_key
+from workers.sources.api_key import ApiKey, KeyVariable, find_key
 from workers.sources.polled import PolledSource
 from workers.sources.vendor import (
     Job,
@@ -56,15 +56,15 @@ class Fred:
     SOURCE = Source.FRED
     VENUE = b"FRED"
 
-    def __init__(self, context: SourceContext) -> None:
-        """Check the feed's settings; SettingsError names what can't work."""
+    def __init__(self, context: SourceContext, key: ApiKey | None = None) -> None:
+        """Check the feed's settings; SettingsError names what can't work. `key`: instead of the environment's."""
         spec = context.spec
         refuse_keys_in_options(spec, "FRED_API_KEY")
         options = read_options(spec, FredOptions)
         check_vendor(spec, options, _TYPES)
         self.options: PolledOptions = options
         self._options = options
-        self.key = find_key(spec, options.key_variable, KEYS_AT)
+        self.key = key if key is not None else find_key(spec, options.key_variable, KEYS_AT)
         self.headers: dict[str, str] = {}
         self.jobs = make_jobs(context, options, [(RecordType.TICK, 0, False)])
 

@@ -38,9 +38,10 @@ class Reader(Protocol):
     """An open file; `waiting` is set here: how many of the records read last have not gone out."""
 
     waiting: int
+    ended: bool
 
     def read(self, into: np.ndarray) -> np.ndarray:
-        """The next records, at the start of `into`; none = it has ended."""
+        """The next records, at the start of `into`; none = it has `ended`, or is to be asked again."""
 
 
 class _Lane:
@@ -55,14 +56,15 @@ class _Lane:
         self.keys = np.zeros(0, dtype=np.int64)  # never decreasing
 
     def fill(self, into: np.ndarray | None) -> bool:
-        """The next batch, in `into` or else in an array of its own; False = the file has ended."""
+        """The next batch, in `into` or else in an array of its own; False = the file has ended. It may be empty: to be
+        filled later."""
         if into is None:
             if not len(self._own):
                 self._own = empty(LANE_SLOTS)
             into = self._own
         self.batch = self._reader.read(into)
         if not len(self.batch):
-            return False
+            return not self._reader.ended
         self.keys = np.maximum(np.maximum.accumulate(recorded_ns(self.batch)), self._reached_ns)
         self._reached_ns = int(self.keys[-1])
         self._reader.waiting = len(self.batch)
@@ -94,7 +96,8 @@ def merge_by_time(
 ) -> Iterator[np.ndarray]:
     """Batches of all files in the order of time; each is valid until the next is asked for.
 
-    An empty one says that another file has been opened: many that begin together need not be opened in one go.
+    An empty one lets the caller do other work: another file has been opened, many of which may begin together, or there
+    is much in one that nobody wants.
 
     Args:
         first_ns: when the first record of each file was recorded.
@@ -110,6 +113,9 @@ def merge_by_time(
         # A file that is alone is read straight into the caller's array.
         given = into() if len(lanes) == 1 and not len(lanes[0].batch) else None
         lanes = [lane for lane in lanes if len(lane.batch) or lane.fill(given)]
+        if not all(len(lane.batch) for lane in lanes):
+            yield _NOTHING
+            continue
         if waiting and (not lanes or waiting[-1] < min(lane.next for lane in lanes)):
             if len(lanes) == MAX_OPEN:
                 raise SourceError(

@@ -54,14 +54,19 @@ class Series:
 class Observed:
     """The memory of one feed. Close it when done."""
 
-    def __init__(self, folder: Path, feed: str) -> None:
-        """Open or make the feed's file in `folder`. SourceError if it can't be used."""
+    def __init__(self, folder: Path | None, feed: str) -> None:
+        """Open or make the feed's file in `folder`; None: nothing outlives the process.
+
+        SourceError if it can't be used.
+        """
         digest = hashlib.sha256(feed.encode()).hexdigest()[:8]
-        self.path = folder / f"{re.sub(r'[^A-Za-z0-9_-]+', '_', feed)[:40]}-{digest}.sqlite"
+        name = f"{re.sub(r'[^A-Za-z0-9_-]+', '_', feed)[:40]}-{digest}.sqlite"
+        self.path = folder / name if folder is not None else Path(":memory:")
         self._lock = threading.Lock()
         self._series: dict[str, Series] = {}
         try:
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if folder is not None:
+                folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._file = sqlite3.connect(self.path, timeout=1.0, check_same_thread=False, isolation_level=None)
             self._file.execute("PRAGMA journal_mode=WAL")
             self._file.execute("PRAGMA synchronous=NORMAL")

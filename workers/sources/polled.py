@@ -42,6 +42,7 @@ from workers.sources.channel import retry_after_s
 from workers.sources.market_hours import market_hours
 from workers.sources.observed import Observed
 from workers.sources.polled_loop import MAX_PAUSE_NS, PolledLoop
+from workers.sources.polled_wire import PolledWire
 from workers.sources.tls import tls_context
 from workers.sources.vendor import Job, Vendor, limits_of
 from workers.spec import FeedReport
@@ -59,15 +60,27 @@ _CHUNK: Final = 1 << 16
 
 
 class Batch:
-    """What one answer brought, on its way into the ring. `given` records of it have been handed out."""
+    """What one answer brought, on its way into the ring. `given` records of it have been handed out.
 
-    def __init__(self, job: Job, records: np.ndarray, keys: list[int], vintages: list[int]) -> None:
+    `told` of them a capture knows. `rows` are their places in the answer, `flags` what each was given for its novelty.
+    """
+
+    def __init__(
+        self,
+        job: Job,
+        answer_ns: int,
+        records: np.ndarray,
+        known_by: tuple[list[int], list[int]],
+        sifted: tuple[np.ndarray, np.ndarray],
+    ) -> None:
         """Nothing is given yet."""
         self.job = job
+        self.answer_ns = answer_ns
         self.records = records
-        self.keys = keys
-        self.vintages = vintages
+        self.keys, self.vintages = known_by
+        self.rows, self.flags = sifted
         self.given = 0
+        self.told = 0
 
 
 class PolledSource:
@@ -87,6 +100,7 @@ class PolledSource:
         self._vendor = vendor
         self._key = vendor.key or ApiKey("", "")
         self._clock = clock
+        self._wire = PolledWire(context.wire, vendor)
         self._published = context.published
         self.errors = 0
         self.gaps = 0
@@ -94,8 +108,8 @@ class PolledSource:
         self.position: int | None = None
         self.next_due_ns: int | None = 0
         self.report = FeedReport(feed_id=spec.feed_id, state=State.RECOVER.value, why="not asked yet")
-        if not context.folder:
-            raise SettingsError(f"feed {spec.name}: source {spec.source!r} needs the worker's folder for its budget")
+        if not context.folder and not context.budgets:
+            raise SettingsError(f"feed {spec.name}: source {spec.source!r} needs a folder for its key's budget")
         self._tls = tls_context(spec.name, verify=options.tls_verify, ca_file=options.ca_file)
         self._hours = market_hours(spec.name, options.session)
         self._session = Session(
@@ -133,10 +147,11 @@ class PolledSource:
         if (waiting := self._counters["waiting"]) is not None:
             waiting.set(0)
         # Budgets stand beside the engines' folders: engines that share a data directory share them.
-        budgets = Path(context.folder).parent / ".budgets"
+        budgets = Path(context.budgets) if context.budgets else Path(context.folder).parent / ".budgets"
         self._budget = RateBudget(budgets, vendor.NAME, self._key.value, limits_of(options))
         try:
-            self._observed = Observed(Path(context.folder) / "observed", f"{spec.source} {spec.name}")
+            memory = Path(context.folder) / "observed" if context.folder else None
+            self._observed = Observed(memory, f"{spec.source} {spec.name}")
         except SourceError:
             self._budget.close()
             raise
@@ -149,7 +164,9 @@ class PolledSource:
         if self._task.done() and not self._task.cancelled() and (fault := self._task.exception()) is not None:
             raise fault
         batch = self._batch
-        if batch is not None and batch.given == len(batch.records):  # given in an earlier poll: the ring has it
+        if batch is not None:
+            self._tell_capture(batch, now_ns)  # given in an earlier poll: the ring has it
+        if batch is not None and batch.given == len(batch.records):
             self._batch, self._working = None, True
             self._task = self._loop.spawn(self._keep(batch))
         count = self._drain(out, 0)
@@ -225,6 +242,7 @@ class PolledSource:
         try:
             status, body = await self._get(job)
             now_ns = self._clock()
+            self._wire.answered(job, status, body, now_ns)
             batch, found = await asyncio.to_thread(self._take, job, status, body, now_ns)
             self._answered(batch, found, self._clock())
         except VendorError as error:
@@ -250,14 +268,17 @@ class PolledSource:
                 headers={**vendor.headers, **options.headers},
             )
         request = vendor.request(job)
+        self._wire.asked(job, request, self._clock())
         # A redirect would carry the key to where the vendor, or somebody in between, points.
         async with self._http.get(request.url, params=request.query, allow_redirects=False) as answer:
             if answer.status in (429, 503):
                 asked = answer.headers.get("Retry-After", "").strip()
                 wait_s = retry_after_s(asked, self._clock())
                 if wait_s or answer.status == 429:
+                    self._wire.answered(job, answer.status, b"", self._clock())
                     raise SlowDown(f"HTTP {answer.status}", wait_s or BUSY_WAIT_S)
             if 300 <= answer.status < 400:
+                self._wire.answered(job, answer.status, b"", self._clock())
                 raise Unusable(f"HTTP {answer.status}: the vendor points elsewhere, which is not followed")
             body = bytearray()
             async for piece in answer.content.iter_chunked(_CHUNK):
@@ -282,7 +303,8 @@ class PolledSource:
         records["feed_id"] = self._spec.feed_id
         records["source"] = self._vendor.SOURCE
         records["venue"] = self._vendor.VENUE
-        return Batch(job, records, found.keys[rows].tolist(), found.vintages[rows].tolist()), found
+        known_by = found.keys[rows].tolist(), found.vintages[rows].tolist()
+        return Batch(job, now_ns, records, known_by, (rows, flags)), found
 
     def _answered(self, batch: Batch, found: Observations, now_ns: int) -> None:
         """A good answer, new or not."""
@@ -314,6 +336,7 @@ class PolledSource:
         if isinstance(error, SlowDown):
             wait_s = min(error.wait_s, LONGEST_WAIT_S)
             self._slow = f"{text}; waits {wait_s:g} s"
+            self._wire.failed(job, self._slow, now_ns)
             self._budget.block(now_ns + round(wait_s * 1e9))
             self._budget_due_ns = now_ns
             return
@@ -325,6 +348,7 @@ class PolledSource:
             return
         self.errors += 1
         self._health.errors(now_ns)
+        self._wire.failed(job, text, now_ns)
         log.warning("feed %s: %s is refused: %s", self._spec.name, job.name, text)
         job.refused, job.offset = text, 0
         job.due_ns = now_ns + max(self._poll_ns, REFUSED_RETRY_NS)
@@ -334,6 +358,7 @@ class PolledSource:
 
     def _lost(self, job: Job, verdict: Verdict) -> None:
         now_ns = self._clock()
+        self._wire.failed(job, verdict.reason, now_ns)
         job.due_ns = now_ns  # after those that are due before it
         self.errors += 1
         self._health.messages(now_ns, 1)
@@ -357,6 +382,12 @@ class PolledSource:
         return self._key.redact(" ".join((str(error) or type(error).__name__).split())[:200])
 
     # -- what was published
+
+    def _tell_capture(self, batch: Batch, now_ns: int) -> None:
+        """What has been given since the last time."""
+        told, batch.told = batch.told, batch.given
+        new = slice(told, batch.given)
+        self._wire.published(batch.job, batch.answer_ns, batch.rows[new], batch.flags[new], now_ns)
 
     async def _recall(self) -> None:
         """Before the first request: what a worker that was killed had published last stands in the ring."""
@@ -502,6 +533,7 @@ class PolledSource:
         self._loop.close()
         try:
             if self._batch is not None and self._batch.given:
+                self._tell_capture(self._batch, self._clock())
                 self._observed.published(*_kept(self._batch))
         except SourceError as error:
             self._forgetful(error)

@@ -190,6 +190,8 @@ class ReplaySource:
                     self.next_due_ns = None
                     return
                 self._batch, self._next = batch, 0
+                if not len(batch):
+                    return
             count = min(self._to_skip, len(self._batch) - self._next)
             self._next += count
             self._to_skip -= count
@@ -262,12 +264,12 @@ class ReplaySource:
         """One file after the other, and whether a batch is the first of its file, for which END may have to wait."""
         for number in range(len(self._files)):
             file = self._open_file(number)
-            batch = file.read(empty(CHUNK_SLOTS))
             begins = True
-            while len(batch):
-                yield batch, begins
-                begins = False
-                batch = file.read(self._into)
+            while not file.ended:
+                batch = file.read(empty(CHUNK_SLOTS) if begins else self._into)
+                if len(batch) or not file.ended:
+                    yield batch, begins
+                begins = begins and not len(batch)
 
     def _merged(self) -> Iterator[tuple[np.ndarray, bool]]:
         """All files by time."""

@@ -25,13 +25,18 @@ log = logging.getLogger("replay")
 
 COUNT_EVERY: Final = 64  # batches, the first among them
 WORTH_COUNTING: Final = 256  # records in one
+REST_BYTES: Final = 1 << 20  # of input without a record, or ...
+REST_RECORDS: Final = 1 << 16  # ... so many that nobody wants: then the caller's other work has its turn
 _PROBE_SLOTS: Final = 64
 
 OnCount = Callable[[int, int, int], None]  # errors, gaps, bytes that have come since the last call
 
 
 class ReplayFile:
-    """A file from its begin to its end. Opening raises OSError, SettingsError or DecodeError."""
+    """A file from its begin to its end; `ended` says that it is there.
+
+    Opening raises OSError, SettingsError or DecodeError.
+    """
 
     def __init__(
         self,
@@ -50,6 +55,7 @@ class ReplayFile:
         `parts`: a file, or those of one capture, decoded as one. `faults`: what is damaged, told apart by `number`.
         """
         self.path = parts[0]  # the one in hand
+        self.ended = False
         self._parts = parts
         self._part = 0
         self._context = context
@@ -60,7 +66,7 @@ class ReplayFile:
         self._feed = context.spec.name
         self._selection = selection
         self._counted = counted
-        self._ended = ended
+        self._at_end = ended
         self._before = (0, 0, 0)  # what `counted` has been told
         self._damaged = self._turn = 0
         self.waiting = 0  # of the records read last, how many are kept back; whoever does so says it here
@@ -69,33 +75,41 @@ class ReplayFile:
         self._capture = self._open(None)
 
     def read(self, into: np.ndarray) -> np.ndarray:
-        """The next wanted records, at the start of `into`; none = the file has ended, and is closed."""
+        """The next wanted records, at the start of `into`; none if the file has `ended`, and is closed, or to go on
+        later: what has much in it that nobody wants is not read in one go."""
         self._begun_share, self.waiting = (self._part + self._capture.progress) / len(self._parts), 0
+        passed = 0
         while True:
+            over = False
             try:
-                count = self._capture.decode(into)
+                count = self._capture.decode(into, input_bytes=REST_BYTES)
+                over = self._capture.done and not count
             except FramingError as error:
                 # Nothing after the damage can be read; what stood before it has been handed out.
                 log.warning("feed %s: %s: %s; the rest of the file is left out", self._feed, self.path.name, error)
-                count = 0
+                count, over = 0, True
                 self._damaged += 1
             # The decoders' counters are copied, which costs more than a small batch; a large one, paced, lasts long.
-            if count == 0 or count >= WORTH_COUNTING or self._turn % COUNT_EVERY == 0:
+            if over or count >= WORTH_COUNTING or self._turn % COUNT_EVERY == 0:
                 self._count()
             self._turn += 1
-            if count == 0:
+            if over:
                 self.close()
                 if self._part + 1 < len(self._parts):
                     self._part += 1
                     self.path = self._parts[self._part]
                     self._capture = self._open(self._capture)
-                    continue
-                self._ended(self)
+                else:
+                    self.ended = True
+                    self._at_end(self)
                 return into[:0]
             batch = self._selection.keep(into[:count])
             if len(batch):
                 self._read = len(batch)
                 return batch
+            passed += count
+            if not count or passed >= REST_RECORDS:
+                return into[:0]
 
     @property
     def progress(self) -> float:
