@@ -339,6 +339,14 @@ class RedundancySection(Struct, frozen=True, kw_only=True):
     backlog_records: Annotated[
         int, Meta(ge=64, le=1 << 20, description="kept of each standby, to fill the hole at a switch; 128 bytes each")
     ] = 16_384
+    book_mb: Annotated[
+        int,
+        Meta(
+            ge=1,
+            le=1 << 14,
+            description="at most, for the level2 books of each feed, told whole at a switch; 43 to 85 bytes a level",
+        ),
+    ] = 32
 
 
 class SupervisorSection(Struct, frozen=True, kw_only=True):

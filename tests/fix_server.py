@@ -76,6 +76,8 @@ class FixServer:
         self.sent: dict[int, Out] = {}
         self.go_on = threading.Event()  # what is sent after the first `pause_after` messages waits for this
         self.pause_after = -1
+        self.refuses = False  # new connections are hung up on
+        self._live: list[socket.socket] = []  # subscribed: what `push` sends to
         self._lock = threading.RLock()
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._listener.getsockname()[1]
@@ -103,6 +105,26 @@ class FixServer:
     def connections(self) -> int:
         """How many were made."""
         return len(self.received)
+
+    @property
+    def listeners(self) -> int:
+        """Connections that have subscribed and have had their act's messages."""
+        return len(self._live)
+
+    def push(self, *messages: Out | bytes) -> None:
+        """Send to every connection that has subscribed; one that has hung up meanwhile has them no more."""
+        for connection in list(self._live):
+            try:
+                for message in messages:
+                    self.send(connection, message)
+            except OSError:
+                continue
+
+    def cut(self) -> None:
+        """Hang up on every connection that has subscribed."""
+        live, self._live = self._live, []
+        for connection in live:
+            _hang_up(connection)
 
     def asked(self, kind: str, connection: int = -1) -> list[simplefix.FixMessage]:
         """The messages of a type that came on a connection."""
@@ -147,6 +169,9 @@ class FixServer:
             except OSError:
                 return
             self._connections.append(connection)
+            if self.refuses:
+                _hang_up(connection)
+                continue
             number = len(self.received)
             self.received.append([])
             act = self.acts[min(number, len(self.acts) - 1)]
@@ -169,6 +194,9 @@ class FixServer:
                         return
         except OSError:
             return
+        finally:
+            if connection in self._live:
+                self._live.remove(connection)
 
     def _answer(self, connection: socket.socket, number: int, act: Act, message: simplefix.FixMessage) -> bool:
         """False: hang up."""
@@ -256,7 +284,9 @@ class FixServer:
                 if number == self.pause_after:
                     self.go_on.wait(DEADLINE_S)
                 self.send(connection, out)
-            if act.end == "logout":
+            if act.end == "hold":
+                self._live.append(connection)
+            elif act.end == "logout":
                 self.send(connection, Out("5", [(58, "end of day")]))
             elif act.end == "close":
                 _hang_up(connection)

@@ -1,11 +1,16 @@
 # cython: boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False, freethreading_compatible=True
 """What a redundancy group does with each record: publish, withhold, or drop as told already. For workers/redundancy.py alone.
 
-A *key* is one record type of one instrument. For each the board knows who publishes it, the newest event published (the
-*mark*), the mark at the last switch (the *fence*), and which events a standby has had that the publisher has not answered.
+A *key* is one record type of one instrument, of bars those of one length. For each the board knows who publishes it, the
+newest event published (the *mark*), the mark at the last switch (the *fence*), and which events a standby has had that the
+publisher has not answered.
 
-    record of the publisher    not beyond the fence: dropped, the feed before it has told that. Else kept; moves the mark
+    record of the publisher    not beyond the fence: dropped, the feed before it has told that. Else kept; moves the mark.
+                               A correction is kept whatever its time
     record of another member   into that member's backlog, a ring: the oldest goes when it is full
+    level2, of any member      into that member's book of the instrument (workers/group_book.h), and not into a backlog: what
+                               one feed says of levels means nothing in the book of another. After a switch the book is
+                               due: it goes out whole (`pictures`), and until then changes go into it alone
     beyond a mark or fence     by trade id where both have the same venue and ids, else by event time; quotes to which
                                their venue gives no time (it is that of receipt then) by its sequence number, for a second
 
@@ -22,91 +27,7 @@ from workers.record cimport *
 
 from shm.layout import empty
 
-cdef enum:
-    KINDS = 8                  # record types, 0 unused
-    MEMBERS = 8
-    FOLLOWS = 255              # the key's publisher is the group's
-    ID_LIMIT = 1 << 24         # beyond any instrument table: such ids share one key a type
-    BELIEVE_AFTER = 64         # trade ids behind the mark in a row: the venue has begun to count again
-    LEARNED_AFTER = 3          # answers after which a member's waits are known
-
-cdef int64_t ID_SPAN_NS = 60000000000     # a trade id says nothing about trades that are further apart than this
-cdef int64_t QUOTE_SPAN_NS = 1000000000   # nor a sequence number about quotes: it might be its connection's alone
-cdef int64_t FUTURE_NS = 5000000000       # an event time further ahead of the clock than this is no mark
-cdef double HALF_LIFE_NS = 300e9
-cdef int64_t LONGEST_PAUSE_NS = 10000000000
-
-MAX_MEMBERS = MEMBERS
-FOLLOW = FOLLOWS
-
-cdef struct Pulse:             # of one member, for a key or the whole group
-    int64_t heard_ns           # its last record
-    int64_t learned_ns         # when `longest_ns` was last brought up to date
-    double longest_ns          # longest wait for its answer, fading by half in five minutes
-    uint32_t answers
-    uint32_t spare
-
-cdef struct Key:
-    int64_t mark_ts
-    uint64_t mark_id
-    uint64_t mark_venue
-    int64_t fence_ts
-    uint64_t fence_id
-    uint64_t fence_venue
-    int64_t fresh_ts           # newest event of a standby that the publisher has not answered
-    int64_t lost_ts            # newest event that a full backlog let go of before anybody published it
-    uint32_t instrument_id
-    uint32_t generation        # of the last switch that concerned it
-    uint16_t back_run          # trade ids behind the mark, one after the other
-    uint8_t unanswered         # events, at most 2 counted
-    uint8_t active             # a member, or FOLLOWS
-    uint8_t kind
-    uint8_t cut                # a book whose next change comes of another feed than the one before
-    uint8_t spare[6]
-    Pulse pulses[MEMBERS]
-
-cdef struct Backlog:
-    tk_record *records
-    uint64_t written           # since ever
-    uint64_t withheld
-
-
-cdef inline uint64_t venue_of(const tk_record *record) noexcept nogil:
-    cdef uint64_t venue
-    memcpy(&venue, record.venue, 8)
-    return venue
-
-
-cdef inline int64_t event_ns(const tk_record *record) noexcept nogil:
-    return record.ts_event if record.ts_event != 0 else record.ts_receive
-
-
-cdef inline uint64_t identity_of(const tk_record *record) noexcept nogil:
-    if record.record_type == TK_TYPE_TRADE or record.record_type == TK_TYPE_TICK:
-        return record.tick.trade_id
-    if record.record_type == TK_TYPE_QUOTE and event_ns(record) == record.ts_receive:
-        return record.source_sequence
-    return 0
-
-
-cdef inline bint beyond(const tk_record *record, int64_t ts, uint64_t identity, uint64_t venue) noexcept nogil:
-    """Whether the record tells of an event after the one described by the other arguments."""
-    cdef uint64_t own = identity_of(record)
-    cdef int64_t span = QUOTE_SPAN_NS if record.record_type == TK_TYPE_QUOTE else ID_SPAN_NS
-    if own != 0 and identity != 0 and venue == venue_of(record) and event_ns(record) <= ts + span:
-        return own > identity
-    return event_ns(record) > ts
-
-
-cdef inline void learn(Pulse *pulse, int64_t wait_ns, int64_t now_ns) noexcept nogil:
-    if now_ns - pulse.learned_ns > 1000000000:
-        if pulse.longest_ns > 0:
-            pulse.longest_ns *= exp2(-<double>(now_ns - pulse.learned_ns) / HALF_LIFE_NS)
-        pulse.learned_ns = now_ns
-    if wait_ns > pulse.longest_ns:
-        pulse.longest_ns = <double>wait_ns
-    if pulse.answers < LEARNED_AFTER:
-        pulse.answers += 1
+include "redundancy_keys.pxi"
 
 
 cdef class Board:
@@ -115,7 +36,8 @@ cdef class Board:
     Attributes:
         active: the member that publishes; set by `switch`.
         standby: records withheld so far, duplicates: dropped as told already, lost: let go of by a full backlog before
-        anybody had published them.
+        anybody had published them, levels_lost: of books, without room.
+        due: books that `pictures` has to publish.
     """
 
     cdef Key *_keys
@@ -132,16 +54,28 @@ cdef class Board:
     cdef int64_t _group_pending
     cdef uint8_t _group_unanswered
     cdef uint32_t _pending_keys
+    cdef Trait _traits[MEMBERS]
+    cdef uint64_t _slots_limit        # of all books of one member
+    cdef uint32_t _picture_at         # the key that `pictures` looks at next
     cdef readonly int active
-    cdef readonly uint64_t standby, duplicates, lost
+    cdef readonly uint32_t due
+    cdef readonly uint64_t standby, duplicates, lost, levels_lost
 
-    def __cinit__(self, *, uint32_t backlog_records):
+    def __cinit__(self, *, uint32_t backlog_records, uint64_t book_bytes):
+        """`backlog_records`: kept of each standby. `book_bytes`: memory for the books of each member."""
         if backlog_records < 1:
             raise ValueError("backlog_records must be at least 1")
         self._depth = backlog_records
+        self._slots_limit = book_bytes // SLOT_BYTES
 
     def __dealloc__(self):
         cdef int member
+        cdef uint32_t at
+        for at in range(self._count):
+            if self._keys[at].books != NULL:
+                for member in range(MEMBERS):
+                    self._drop_book(&self._keys[at], member)
+                free(self._keys[at].books)
         free(self._keys)
         free(self._pending)
         free(self._index)
@@ -170,7 +104,22 @@ cdef class Board:
             entry = &self._index_none[kind]
         if entry[0] == 0 and not self._make(entry, record, <uint8_t>kind):
             return NULL
+        if kind == TK_TYPE_BAR and self._keys[entry[0] - 1].interval_s != record.bar.interval_s:
+            return self._of_length(entry[0] - 1, record)
         return &self._keys[entry[0] - 1]
+
+    cdef Key *_of_length(self, uint32_t at, const tk_record *record) noexcept nogil:
+        cdef uint32_t made = 0
+        cdef int lengths = 1
+        while self._keys[at].longer and self._keys[at].interval_s != record.bar.interval_s:
+            at = self._keys[at].longer - 1
+            lengths += 1
+        if self._keys[at].interval_s == record.bar.interval_s or lengths == LENGTHS:
+            return &self._keys[at]
+        if not self._make(&made, record, TK_TYPE_BAR):
+            return NULL
+        self._keys[at].longer = made
+        return &self._keys[made - 1]
 
     cdef bint _make(self, uint32_t *entry, const tk_record *record, uint8_t kind) noexcept nogil:
         cdef uint32_t room
@@ -193,6 +142,7 @@ cdef class Board:
         key.mark_ts = key.fence_ts = key.fresh_ts = key.lost_ts = INT64_MIN
         key.instrument_id = record.instrument_id
         key.kind = kind
+        key.interval_s = record.bar.interval_s if kind == TK_TYPE_BAR else 0
         key.active = FOLLOWS
         self._pending[self._count] = 0
         self._count += 1
@@ -216,6 +166,41 @@ cdef class Board:
         if key.back_run >= BELIEVE_AFTER:
             key.mark_id, key.back_run = identity, 0
 
+    cdef void _drop_book(self, Key *key, int member) noexcept nogil:
+        if key.books != NULL and key.books[member] != NULL:
+            group_book_close(key.books[member], &self._traits[member].slots)
+            free(key.books[member])
+            key.books[member] = NULL
+
+    cdef bint _tell_book(self, Key *key, int member, const tk_record *record) noexcept nogil:
+        """A level2 record goes into the book of the member that told it; False = no memory for a book."""
+        cdef group_book **books = key.books
+        if books == NULL:
+            books = key.books = <group_book **>calloc(MEMBERS, sizeof(void *))
+            if books == NULL:
+                return False
+        if books[member] == NULL:
+            books[member] = <group_book *>calloc(1, sizeof(group_book))
+            if books[member] == NULL:
+                return False
+        if not group_book_tell(books[member], record, self._traits[member].orders, &self._traits[member].slots,
+                               self._slots_limit):
+            self.levels_lost += 1
+        return True
+
+    cdef void _doubt(self, int member, uint32_t instrument_id) noexcept nogil:
+        """The member has a hole: its books there may lack something until they begin anew."""
+        cdef uint32_t at
+        for at in range(self._count):
+            if (self._keys[at].books != NULL and self._keys[at].books[member] != NULL
+                    and (instrument_id >= ID_LIMIT or self._keys[at].instrument_id == instrument_id)):
+                self._keys[at].books[member].whole = 0
+
+    cdef void _make_due(self, Key *key) noexcept nogil:
+        if not key.due:
+            key.due = 1
+            self.due += 1
+
     cdef inline void _settle(self, Key *key) noexcept nogil:
         """Nothing is unanswered there."""
         cdef Py_ssize_t at = key - self._keys
@@ -236,20 +221,29 @@ cdef class Board:
             self._group_unanswered, self._group_pending = 0, 0
 
     cdef inline void _ahead(self, Key *key, const tk_record *record, int64_t now_ns) noexcept nogil:
-        """A standby has an event that the publisher of its key has not told. Of a single one nothing is thought."""
+        """A standby has an event that the publisher of its key has not told. Of a single one nothing is thought, unless
+        the publisher does not carry such records at all."""
         cdef int64_t ts = event_ns(record)
-        if ts <= key.fresh_ts:
-            return
+        cdef int owner = key.active if key.active != FOLLOWS else self.active
+        cdef Trait *trait = &self._traits[owner]
+        if ts <= key.fresh_ts or (trait.asks and key.pulses[owner].heard_ns):
+            return  # one that is asked for it has it when it is asked
         key.fresh_ts = ts
         if key.unanswered < 2:
-            key.unanswered += 1
+            key.unanswered = 2 if self._lacks(owner, key.kind) else key.unanswered + 1
             if key.unanswered == 2:
                 self._pending[key - self._keys] = now_ns
                 self._pending_keys += 1
+        # What the publisher has never had says nothing of its health, unless it has had nothing at all.
+        if not key.pulses[owner].heard_ns and (self._pulses[owner].heard_ns or trait.asks):
+            return
         if key.active == FOLLOWS and self._group_unanswered < 2:
             self._group_unanswered += 1
             if self._group_unanswered == 2:
                 self._group_pending = now_ns
+
+    cdef inline bint _lacks(self, int member, unsigned kind) noexcept nogil:
+        return self._traits[member].kinds != 0 and not self._traits[member].kinds >> kind & 1
 
     cdef inline bint _withhold(self, int member, const tk_record *record) noexcept nogil:
         cdef Backlog *backlog = &self._backlogs[member]
@@ -284,7 +278,7 @@ cdef class Board:
         cdef Py_ssize_t i, kept = 0
         cdef int64_t pause
         cdef int owner
-        cdef bint no_room = False, first = True
+        cdef bint no_room = False, first = True, book
         if not 0 <= member < MEMBERS:
             raise ValueError(f"member {member}: there are {MEMBERS}")
         PyObject_GetBuffer(records, &view, PyBUF_SIMPLE | PyBUF_WRITABLE)
@@ -299,29 +293,49 @@ cdef class Board:
                     if first:
                         first = False
                         self._note_pause(member, now_ns)
+                        self._traits[member].source = record.source
                     key = self._key(record)
                     if key == NULL:
                         no_room = True
                         break
-                    key.pulses[member].heard_ns = now_ns
                     owner = key.active if key.active != FOLLOWS else self.active
+                    book = record.record_type == TK_TYPE_LEVEL2
+                    if book and not self._tell_book(key, member, record):
+                        no_room = True
+                        break
                     if owner != member:
-                        if not record.flags & (TK_FLAG_SNAPSHOT | TK_FLAG_BACKFILLED) and beyond(
-                            record, key.mark_ts, key.mark_id, key.mark_venue
-                        ):
+                        if (not record.flags & (TK_FLAG_SNAPSHOT | TK_FLAG_BACKFILLED) or self._lacks(owner, key.kind)
+                                ) and beyond(record, key.mark_ts, key.mark_id, key.mark_venue):
                             self._ahead(key, record, now_ns)
-                        if not self._withhold(member, record):
+                        key.pulses[member].heard_ns = now_ns
+                        if book:
+                            self._backlogs[member].withheld += 1
+                            self.standby += 1
+                        elif not self._withhold(member, record):
                             no_room = True
                             break
                         continue
+                    key.pulses[member].heard_ns = now_ns
                     self._answered(key, member, now_ns)
-                    if not beyond(record, key.fence_ts, key.fence_id, key.fence_venue) and not begins_book(record):
+                    if book:
+                        if key.due:
+                            if record.level2.action != TK_ACTION_CLEAR:
+                                self.duplicates += 1  # the picture that is about to follow tells it
+                                continue
+                            key.due = 0
+                            self.due -= 1
+                    elif record.flags & TK_FLAG_CORRECTED:
+                        pass
+                    elif not beyond(record, key.fence_ts, key.fence_id, key.fence_venue):
                         self.duplicates += 1
                         continue
-                    self._mark(key, record, now_ns)
+                    if not record.flags & TK_FLAG_CORRECTED:
+                        self._mark(key, record, now_ns)
                     if key.cut:
                         record.flags |= TK_FLAG_GAP_BEFORE
                         key.cut = 0
+                elif record.status.code == TK_STATUS_GAP:
+                    self._doubt(member, record.instrument_id)
                 if kept != i:
                     memcpy(&batch[kept], record, sizeof(tk_record))
                 kept += 1
@@ -367,14 +381,26 @@ cdef class Board:
             self._fence(&self._keys[at])
 
     cdef int _fence(self, Key *key) noexcept nogil:
-        """What comes next of the key must lie beyond what was published. Returns 1 if something before it is lost."""
+        """What comes next of the key must lie beyond what was published. Returns 1 if something before it is lost.
+
+        Of a book nothing is dropped: its feed's changes are needed whatever their time.
+        """
         cdef int hole = key.lost_ts > key.mark_ts
-        key.fence_ts, key.fence_id, key.fence_venue = key.mark_ts, key.mark_id, key.mark_venue
         key.generation = self._generation
         key.lost_ts = INT64_MIN
-        key.cut = hole or (key.kind == TK_TYPE_LEVEL2 and key.mark_ts != INT64_MIN)
         self._settle(key)
+        if key.kind == TK_TYPE_LEVEL2:
+            key.cut = key.mark_ts != INT64_MIN
+            return 0
+        key.fence_ts, key.fence_id, key.fence_venue = key.mark_ts, key.mark_id, key.mark_venue
+        key.cut = hole
         return hole
+
+    cdef int _hand_over(self, Key *key) noexcept nogil:
+        """Another member publishes the key from now on."""
+        if key.kind == TK_TYPE_LEVEL2:
+            self._make_due(key)
+        return self._fence(key)
 
     def refence(self):
         """The publisher has connected anew: what it tells again is not published again."""
@@ -387,7 +413,8 @@ cdef class Board:
     def switch(self, int member):
         """From now on `member` publishes every key that has no publisher of its own.
 
-        Returns of how many keys events are lost that no backlog holds any more. Call `release(member)` next.
+        Returns of how many keys events are lost that no backlog holds any more. Call `release(member)` next, and
+        `pictures` until no book is due.
         """
         cdef uint32_t at
         cdef int holes = 0
@@ -401,7 +428,7 @@ cdef class Board:
                 key.active = FOLLOWS  # it has published this all along
                 self._settle(key)
             elif key.active == FOLLOWS and self.active != member:
-                holes += self._fence(key)
+                holes += self._hand_over(key)
         self.active = member
         self._group_unanswered, self._group_pending = 0, 0
         return holes
@@ -423,10 +450,10 @@ cdef class Board:
         after = member if member != FOLLOWS else self.active
         key.active = <uint8_t>(FOLLOWS if after == self.active else after)
         if before != after:
-            hole = self._fence(key)
+            hole = self._hand_over(key)
         return hole
 
-    def release(self, int member):
+    def release(self, int member, int64_t now_ns):
         """What `member` has withheld of the keys that the last switch gave to it, and lies beyond their fences.
 
         A RECORD array, in order of arrival, flagged BACKFILLED; it counts as published now.
@@ -458,10 +485,103 @@ cdef class Board:
                 if key.cut:
                     target.flags |= TK_FLAG_GAP_BEFORE
                     key.cut = 0
-                self._mark(key, record, record.ts_receive)
+                self._mark(key, record, now_ns)
                 target += 1
         PyBuffer_Release(&view)
         return out
+
+    def pictures(self, uint64_t most, int64_t now_ns):
+        """Books that are due, each as its publisher has it: a RECORD array of SNAPSHOT records, CLEAR first.
+
+        Whole books only, as many as make `most` records, but one at least; call again while `due`. A book of which its
+        publisher has told nothing, or not since its connection was lost, is a CLEAR alone, flagged INCOMPLETE.
+        """
+        cdef Py_buffer view
+        cdef tk_record *target
+        cdef uint32_t looked = 0, taken = 0, at, first
+        cdef uint64_t records = 0, more
+        cdef Key *key
+        cdef bint failed = False
+        if not self._count:
+            return empty(0)
+        first = self._picture_at % self._count
+        while looked < self._count and taken < self.due:
+            key = &self._keys[(first + looked) % self._count]
+            if key.due:
+                more = self._picture_records(key)
+                if taken and records + more > most:
+                    break
+                records += more
+                taken += 1
+            looked += 1
+        out = empty(records)
+        PyObject_GetBuffer(out, &view, PyBUF_SIMPLE | PyBUF_WRITABLE)
+        target = <tk_record *>view.buf
+        for at in range(looked):
+            key = &self._keys[(first + at) % self._count]
+            if not key.due:
+                continue
+            more = self._picture_records(key)
+            if more:
+                if not self._paint(key, target, now_ns):
+                    failed = True
+                    break
+                target += more
+                key.cut = 0
+            key.due = 0
+            self.due -= 1
+        PyBuffer_Release(&view)
+        self._picture_at = first + looked
+        if failed:
+            raise MemoryError("no memory for the book of a redundancy group")
+        return out
+
+    cdef group_book *_book(self, Key *key) noexcept nogil:
+        """As its publisher has it; NULL = it has told nothing."""
+        cdef int owner = key.active if key.active != FOLLOWS else self.active
+        return key.books[owner] if key.books != NULL else NULL
+
+    cdef uint64_t _picture_records(self, Key *key) noexcept nogil:
+        cdef group_book *book = self._book(key)
+        if book == NULL:
+            return 1 if key.mark_ts != INT64_MIN else 0
+        return group_book_records(book)
+
+    cdef bint _paint(self, Key *key, tk_record *target, int64_t now_ns) noexcept nogil:
+        cdef int owner = key.active if key.active != FOLLOWS else self.active
+        cdef group_book *book = self._book(key)
+        cdef group_book none
+        if book == NULL:
+            memset(&none, 0, sizeof(group_book))
+            book = &none
+        if not group_book_picture(book, target, key.cut, now_ns):
+            return False
+        target.instrument_id = key.instrument_id
+        target.feed_id, target.source = self._traits[owner].feed_id, self._traits[owner].source
+        self._mark(key, target, now_ns)
+        return True
+
+    def introduce(self, int member, int feed_id, bint asks, bint orders, int kinds):
+        """What a member is: polled, of single orders, which record types it has subscribed to (bits; 0 = unknown)."""
+        if not 0 <= member < MEMBERS:
+            raise ValueError(f"member {member}: there are {MEMBERS}")
+        cdef Trait *trait = &self._traits[member]
+        if trait.orders != orders:
+            self.void(member)
+        trait.feed_id, trait.asks, trait.orders, trait.kinds = feed_id, asks, orders, kinds
+
+    def void(self, int member):
+        """The member's connection is lost: its books are not known any more, until it tells them anew."""
+        cdef uint32_t at
+        if not 0 <= member < MEMBERS:
+            raise ValueError(f"member {member}: there are {MEMBERS}")
+        for at in range(self._count):
+            if self._keys[at].books != NULL and self._keys[at].books[member] != NULL:
+                group_book_void(self._keys[at].books[member], &self._traits[member].slots)
+
+    def book_bytes(self, int member):
+        """Memory of the member's books."""
+        return self._traits[member & (MEMBERS - 1)].slots * SLOT_BYTES
 
     cdef bint _is_due(self, int member, const tk_record *record) noexcept nogil:
         cdef Key *key = self._key(record)
@@ -477,16 +597,20 @@ cdef class Board:
             raise ValueError(f"member {member}: there are {MEMBERS}")
         for at in range(self._count):
             memset(&self._keys[at].pulses[member], 0, sizeof(Pulse))
+            self._drop_book(&self._keys[at], member)
             if self._keys[at].active == member:
                 found.append(at)
         memset(&self._pulses[member], 0, sizeof(Pulse))
         self._pause_ns[member] = 0
         free(self._backlogs[member].records)
         memset(&self._backlogs[member], 0, sizeof(Backlog))
+        memset(&self._traits[member], 0, sizeof(Trait))
         return found
 
     def late(self, int64_t now_ns, int64_t least_ns, int64_t unlearned_ns):
-        """Keys whose publisher owes an answer for too long: [(key, instrument, type, publisher, who has it, waited ns)].
+        """Keys whose publisher owes an answer for too long.
+
+        [(key, instrument, type, seconds of a bar, publisher, who has it, waited ns)].
 
         Too long: twice its longest wait lately and at least `least_ns`; `unlearned_ns` where that is not known yet.
         `who has it` has a bit for each member heard of since the publisher.
@@ -512,7 +636,7 @@ cdef class Board:
             for member in range(MEMBERS):
                 if key.pulses[member].heard_ns > pulse.heard_ns:
                     who |= 1 << member
-            found.append((at, key.instrument_id, key.kind, owner, who, now_ns - self._pending[at]))
+            found.append((at, key.instrument_id, key.kind, key.interval_s, owner, who, now_ns - self._pending[at]))
         return found
 
     cdef inline int64_t _allowed(self, Pulse *pulse, int64_t least_ns, int64_t unlearned_ns) noexcept nogil:
@@ -566,10 +690,3 @@ cdef class Board:
                     return None
                 return self._keys[at].mark_ts, self._keys[at].mark_id
         return None
-
-
-cdef inline bint begins_book(const tk_record *record) noexcept nogil:
-    """Part of a picture of a whole book: needed whatever its time."""
-    if record.record_type != TK_TYPE_LEVEL2:
-        return False
-    return record.flags & TK_FLAG_SNAPSHOT or record.level2.action == TK_ACTION_CLEAR

@@ -222,6 +222,8 @@ class Feed:
                 f"feed {self.spec.name}: group: a feed of source {self.spec.source!r} can't be in one, because it goes "
                 "on after a restart by counting what it has published"
             )
+        if self._seat is not None:
+            self._seat.take(source)
         self.fd = getattr(source, "fd", None)
         self._seen = Progress()
         self._quality.forget()

@@ -2,7 +2,10 @@
 
     Feed (workers/feed.py) --batch, after quality--> Seat.filter --what it may publish--> ring
                            --session up, lost, health--> Seat
-    Ingest, each turn, after all feeds --> FeedGroup.step --FEED_SWITCHED, backlog--> ring
+    Ingest, each turn, after all feeds --> FeedGroup.step --FEED_SWITCHED, backlog, books--> ring
+
+Books may be many: they go out a few thousand records at a time, so that a switch does not lap who reads the ring; what
+changes in one meanwhile goes out with it.
 
 A feed without a group has no seat, and costs nothing. Made and stepped by workers/ingest.py; it opens no source, and
 reads the ring only once, when the worker starts: what a killed worker had published is not published again.
@@ -19,13 +22,17 @@ import numpy as np
 from shm.errors import ShmError
 from shm.layout import NO_INSTRUMENT, RECORD_SIZE_BYTES, StatusCode, empty
 from shm.ring import RingReader, status_record
-from shm.status import ProcessStatus
-from workers.feed import Publisher
-from workers.redundancy import Limits, Member, Redundancy, Takeover
+from shm.status import Counter, ProcessStatus
+from workers.feed import DELIVERING, Publisher
+from workers.group_member import Member
+from workers.redundancy import Limits, Redundancy, Takeover
+from workers.source import Source
 from workers.spec import FeedReport, FeedSpec, GroupMember, GroupReport, RedundancySettings
 
 REPORT_EVERY_NS: Final = 1_000_000_000
 MAX_NAMED: Final = 16
+PICTURE_RECORDS: Final = 4096  # of books that follow a switch, in one turn; a longer book goes out alone ...
+PICTURE_EVERY_NS: Final = 5_000_000  # ... and the next of them no sooner than this
 _READ_SLOTS: Final = 8192
 
 log = logging.getLogger("group")
@@ -34,10 +41,21 @@ log = logging.getLogger("group")
 class Seat:
     """A feed's place in its group: what workers/feed.py sees of it."""
 
-    def __init__(self, group: FeedGroup, member: Member) -> None:
+    def __init__(self, group: FeedGroup, member: Member, spec: FeedSpec) -> None:
         """Made by `FeedGroup.join`."""
         self._group = group.redundancy
         self._member = member
+        self._types = spec.data_types
+        self._connected = False  # as far as its reports tell
+
+    def take(self, source: Source) -> None:
+        """The feed has a new source."""
+        self._group.introduce(
+            self._member,
+            asks=getattr(source, "asks", False),
+            orders=getattr(source, "orders", False),
+            types=self._types,
+        )
 
     def filter(self, records: np.ndarray, count: int, now_ns: int) -> int:
         """How many of records[:count] are to be published; they are moved to its start."""
@@ -50,6 +68,11 @@ class Seat:
             self._group.up(self._member, now_ns)
         else:
             self._group.down(self._member, now_ns, report.why)
+        # One that is silent is connected still, and goes on with its books; one that connects may be telling them.
+        connected = report.state in DELIVERING
+        if self._connected and not connected:
+            self._group.void(self._member)
+        self._connected = connected
 
     def up(self, now_ns: int) -> None:
         """A source that judges itself by nothing else has been opened."""
@@ -58,6 +81,8 @@ class Seat:
     def down(self, now_ns: int, why: str) -> None:
         """The feed is paused, has failed or ended."""
         self._group.down(self._member, now_ns, why)
+        self._group.void(self._member)
+        self._connected = False
 
 
 class FeedGroup:
@@ -73,6 +98,7 @@ class FeedGroup:
                 margin=settings.margin,
                 per_minute=settings.switches_per_minute,
                 backlog_records=settings.backlog_records,
+                book_bytes=settings.book_mb << 20,
             ),
         )
         self._seats: dict[int, Member] = {}  # by feed id
@@ -80,26 +106,32 @@ class FeedGroup:
         self._duplicates = status.counter("standby_duplicates")
         self._lost = status.counter("standby_lost")
         self._backfilled = status.counter("standby_backfilled")
+        self._books = status.counter("standby_books")
+        self._levels_lost = status.counter("standby_levels_lost")
         self._switches = status.counter("feed_switches")
-        self._seen = (0, 0, 0)
+        self._seen = (0, 0, 0, 0)
         self._next_report_ns = 0
+        self._next_pictures_ns = 0
 
     @property
     def due_ns(self) -> int | None:
         """When to call `step` at the latest, ns; None = a group of one has nothing to decide."""
-        return self.redundancy.due_ns if len(self._seats) > 1 else None
+        due_ns = self.redundancy.due_ns if len(self._seats) > 1 else None
+        if self.redundancy.board.due:
+            return self._next_pictures_ns if due_ns is None else min(due_ns, self._next_pictures_ns)
+        return due_ns
 
     def join(self, spec: FeedSpec) -> Seat:
         """A place for a feed. SettingsError if there is none left."""
         member = self.redundancy.join(spec.feed_id, spec.name, spec.rank)
         self._seats[spec.feed_id] = member
-        return Seat(self, member)
+        return Seat(self, member, spec)
 
-    def leave(self, feed_id: int) -> bool:
+    def leave(self, feed_id: int, now_ns: int) -> bool:
         """The feed is removed; True if it was the last."""
         member = self._seats.pop(feed_id, None)
         if member is not None:
-            self.redundancy.leave(member)
+            self.redundancy.leave(member, now_ns)
         return not self._seats
 
     def restore(self, records: np.ndarray, now_ns: int) -> None:
@@ -114,12 +146,16 @@ class FeedGroup:
         group = self.redundancy
         for takeover in group.step(now_ns):
             self._carry_out(takeover, now_ns, publisher)
+        if group.board.due and not now_ns < self._next_pictures_ns <= now_ns + PICTURE_EVERY_NS:
+            self._publish(group.pictures(PICTURE_RECORDS, now_ns), publisher, self._books)
+            self._next_pictures_ns = now_ns + PICTURE_EVERY_NS
         if not group.changed and now_ns < self._next_report_ns:
             return None
         group.changed, self._next_report_ns = False, now_ns + REPORT_EVERY_NS
         board = group.board
-        seen = (board.standby, board.duplicates, board.lost)
-        for counter, now, before in zip((self._standby, self._duplicates, self._lost), seen, self._seen, strict=True):
+        seen = (board.standby, board.duplicates, board.lost, board.levels_lost)
+        counters = (self._standby, self._duplicates, self._lost, self._levels_lost)
+        for counter, now, before in zip(counters, seen, self._seen, strict=True):
             if now != before:
                 counter.add(now - before)
         self._seen = seen
@@ -156,13 +192,15 @@ class FeedGroup:
                 ts_event=now_ns,
             )
             publisher.publish_status(gap)
-        records = takeover.records
+        self._publish(takeover.records, publisher, self._backfilled)
+
+    def _publish(self, records: np.ndarray, publisher: Publisher, counter: Counter) -> None:
         most = publisher.max_batch
         for begin in range(0, len(records), most):
             publisher.writer.publish_batch(records[begin : begin + most])
             publisher.batches.add()
         publisher.records_published.add(len(records))
-        self._backfilled.add(len(records))
+        counter.add(len(records))
 
     def _report(self, now_ns: int, name_of: Callable[[int], str]) -> GroupReport:
         group = self.redundancy

@@ -228,7 +228,7 @@ class Ingest:
 
     def _leave_group(self, spec: FeedSpec) -> None:
         group = self._groups.get(spec.group)
-        if group is not None and group.leave(spec.feed_id):
+        if group is not None and group.leave(spec.feed_id, time.time_ns()):
             del self._groups[spec.group]
 
 

@@ -35,6 +35,7 @@ cdef extern from "shm/include/tickengine.h" nogil:
         TK_SIDE_SELL
         TK_ACTION_MODIFY
         TK_ACTION_CLEAR
+        TK_STATUS_GAP
         TK_STATUS_END_OF_REPLAY
 
     struct tk_tick:

@@ -1,10 +1,6 @@
 """Redundancy groups: several feeds of the same instruments, of which one publishes and the others stand by, decoded and
-withheld, so that one of them goes on within a fraction of a second.
-
-    OUT --up--> PROVING --healthy for `hold`--> READY        condition of a member; which of them publishes is the
-     ^            |  ^                            |          group's `active`. The way back goes to READY members only,
-     |            |  '--spoke-- MUTE <--silent----'          a feed that is lost is left at once for any that delivers
-     '---down-----'--------------'---- (from every one)
+withheld, so that one of them goes on within a fraction of a second. The way back goes to members that are READY
+(workers/group_member.py) only, a feed that is lost is left at once for any that delivers.
 
 Left at once: a publisher whose session is lost. Left after `stale_ns`, or twice as long as it ever took lately,
 whichever is more: one that owes an answer, which is to say that a standby has had two events that are newer than
@@ -14,7 +10,11 @@ record type of each instrument, and only those move that are silent (*exceptions
 
 Nobody publishes what has been published: after a switch a record counts if it lies beyond the last one published of its
 instrument and type, by trade id where both have the same venue and ids, else by event time. What a standby had withheld
-beyond that is published at the switch, flagged BACKFILLED.
+beyond that is published at the switch, flagged BACKFILLED. A book is another matter: what is published after a switch
+is the new feed's, so its book goes out whole, as SNAPSHOT records (`pictures`), then its changes, whatever their time.
+
+A feed that is polled (Source.asks) is never judged by its pauses: it answers when it is asked, and says itself when its
+answers stay away.
 
 Sans-I/O: `filter` and `step` take the time (ns, never decreasing); `step` returns what to tell and to publish. The part
 that touches every record is native (workers/_redundancy.pyx). Used by workers/feed_group.py.
@@ -22,17 +22,17 @@ that touches every record is native (workers/_redundancy.pyx). Used by workers/f
 
 from __future__ import annotations
 
-import enum
 from collections import deque
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final, NamedTuple
 
 import numpy as np
 
-from shm.layout import NO_INSTRUMENT, TYPE_NAMES
+from shm.layout import NO_INSTRUMENT, TYPE_NAMES, RecordType
 from workers._redundancy import FOLLOW, MAX_MEMBERS, Board
 from workers.errors import SettingsError
+from workers.group_member import TRANSITIONS, Condition, Event, Member, best_of, by_rank
 
 START_NS: Final = 1_000_000_000  # how long a group that begins waits for its first choice
 UNLEARNED_NS: Final = 2_000_000_000  # least patience with an instrument of which no answer is known yet
@@ -40,38 +40,6 @@ BETTER_NS: Final = 2_000_000_000  # how long another one must have been better, 
 RELAXED_NS: Final = 250_000_000  # between two looks while nobody owes an answer
 MINUTE_NS: Final = 60_000_000_000
 LEAST_PAUSE_NS: Final = 1_000_000_000  # of a standby, before it counts as silent
-
-
-class Condition(enum.Enum):
-    """See the module."""
-
-    OUT = "out"
-    MUTE = "silent"
-    PROVING = "proving"
-    READY = "ready"
-
-
-class Event(enum.Enum):
-    """What moves a member from one condition to another."""
-
-    UP = "up"
-    DOWN = "down"
-    SILENT = "silent"
-    SPOKE = "spoke"
-    PROVEN = "proven"
-
-
-TRANSITIONS: Final[dict[tuple[Condition, Event], Condition]] = {
-    (Condition.OUT, Event.UP): Condition.PROVING,
-    (Condition.PROVING, Event.PROVEN): Condition.READY,
-    (Condition.PROVING, Event.SILENT): Condition.MUTE,
-    (Condition.READY, Event.SILENT): Condition.MUTE,
-    (Condition.MUTE, Event.SPOKE): Condition.PROVING,
-    (Condition.MUTE, Event.DOWN): Condition.OUT,
-    (Condition.PROVING, Event.DOWN): Condition.OUT,
-    (Condition.READY, Event.DOWN): Condition.OUT,
-}
-DELIVERING: Final = (Condition.PROVING, Condition.READY)
 
 
 @dataclass(frozen=True)
@@ -83,30 +51,11 @@ class Limits:
     margin: float = 0.5
     per_minute: int = 6
     backlog_records: int = 16_384
-
-
-@dataclass
-class Member:
-    """One feed of a group. `slot` is its number on the board."""
-
-    slot: int
-    feed_id: int
-    name: str
-    rank: int
-    condition: Condition = Condition.OUT
-    score: float = 1.0
-    why: str = "not up yet"
-    since_ns: int = 0  # of the condition
-    better_ns: int = 0  # since when it has been better than the one that publishes; 0 = it is not
-
-    @property
-    def delivers(self) -> bool:
-        """Whether it may publish."""
-        return self.condition in DELIVERING
+    book_bytes: int = 32 << 20
 
 
 class Takeover(NamedTuple):
-    """A switch that has happened, and what is to be published for it, at once and in order.
+    """A switch that has happened, and what is to be published for it, at once and in order; books follow (`pictures`).
 
     `instrument_id` is NO_INSTRUMENT if it concerns the whole group. `lost`: of so many instruments and types events are
     gone for good, because the backlog was too short.
@@ -126,9 +75,18 @@ class _Exception:
 
     instrument_id: int
     kind: int
+    interval_s: int  # of bars
     slot: int
     since_ns: int
     back_ns: int = 0  # since when the group's publisher has delivered it again; 0 = it does not
+
+    def of(self, records: np.ndarray) -> np.ndarray:
+        """Those of the key."""
+        mine = (records["instrument_id"] == self.instrument_id) & (records["record_type"] == self.kind)
+        if self.kind == RecordType.BAR:
+            mine &= records["interval_s"] == self.interval_s
+        chosen: np.ndarray = records[mine]
+        return chosen
 
 
 @dataclass
@@ -140,7 +98,7 @@ class Redundancy:
 
     def __post_init__(self) -> None:
         """No member yet."""
-        self.board = Board(backlog_records=self.limits.backlog_records)
+        self.board = Board(backlog_records=self.limits.backlog_records, book_bytes=self.limits.book_bytes)
         self.members: dict[int, Member] = {}  # by slot
         self.switches = 0
         self.last_reason = ""
@@ -152,6 +110,7 @@ class Redundancy:
         self._first_ns = 0
         self._recent: deque[int] = deque()  # times of switches in the last minute
         self._exceptions: dict[int, _Exception] = {}  # by key
+        self._left: list[Takeover] = []  # of members that have left
 
     # -- members
 
@@ -161,12 +120,20 @@ class Redundancy:
         if slot is None:
             raise SettingsError(f"feed {name}: group {self.name!r} has {MAX_MEMBERS} feeds, the most there may be")
         member = self.members[slot] = Member(slot, feed_id, name, rank)
+        self.introduce(member)
         if not self._begun:
-            self.board.switch(min(self.members.values(), key=_by_rank).slot)
+            self.board.switch(min(self.members.values(), key=by_rank).slot)
         self.changed = True
         return member
 
-    def leave(self, member: Member) -> None:
+    def introduce(self, member: Member, *, asks: bool = False, orders: bool = False, types: Iterable[str] = ()) -> None:
+        """What its source is like: polled; of books told order by order; names of record types it has subscribed to,
+        none = nobody knows."""
+        member.asks = asks
+        member.kinds = sum(1 << TYPE_NAMES.index(name) for name in set(types))
+        self.board.introduce(member.slot, member.feed_id, asks, orders, member.kinds)
+
+    def leave(self, member: Member, now_ns: int) -> None:
         """The feed is no more. Another one takes over at the next step."""
         if self.members.get(member.slot) is not member:
             return
@@ -175,8 +142,15 @@ class Redundancy:
             self.board.refence()
         del self.members[member.slot]
         self.board.begin()
-        for key in self.board.forget(member.slot):
-            self.board.assign(key, FOLLOW)
+        lost = {key: self.board.assign(key, FOLLOW) for key in self.board.forget(member.slot)}
+        active = self.active
+        if active is not None and lost:
+            records = self.board.release(active.slot, now_ns)
+            for key, hole in lost.items():
+                if (one := self._exceptions.get(key)) is not None:
+                    self._left.append(
+                        Takeover(member.feed_id, active.feed_id, one.instrument_id, "removed", one.of(records), hole)
+                    )
         self._exceptions = {key: one for key, one in self._exceptions.items() if one.slot != member.slot}
         self.changed, self.due_ns = True, 0
 
@@ -201,6 +175,10 @@ class Redundancy:
             member.why = why
             self.due_ns = 0
 
+    def void(self, member: Member) -> None:
+        """Its connection is lost: what it knew of books is worth nothing until it tells them anew."""
+        self.board.void(member.slot)
+
     def rate(self, member: Member, score: float) -> None:
         """Its health, 0 to 1."""
         member.score = score
@@ -222,6 +200,11 @@ class Redundancy:
         """These had been published before this process began, and are not published again."""
         self.board.restore(records, len(records), now_ns)
 
+    def pictures(self, most: int, now_ns: int) -> np.ndarray:
+        """Books to be published now, after what `step` has returned: see `Board.pictures`. Call while `board.due`."""
+        records: np.ndarray = self.board.pictures(most, now_ns)
+        return records
+
     # -- decisions
 
     def step(self, now_ns: int) -> list[Takeover]:
@@ -230,7 +213,9 @@ class Redundancy:
             return []
         self._first_ns = self._first_ns or now_ns
         self._prove(now_ns)
-        takeovers = self._replace_lost(now_ns)
+        takeovers = [self._note(one, now_ns) for one in self._left]
+        self._left = []
+        takeovers += self._replace_lost(now_ns)
         takeovers += self._replace_silent(now_ns)
         takeovers += self._way_back(now_ns)
         takeovers += self._by_instrument(now_ns)
@@ -247,7 +232,7 @@ class Redundancy:
             return []
         if not self._begun and active is not None and now_ns - self._first_ns < START_NS:
             return []
-        chosen = self._best(member for member in self.members.values() if member.delivers)
+        chosen = best_of((member for member in self.members.values() if member.delivers), self.limits.margin)
         if chosen is None:
             return []
         reason = "removed" if active is None else active.why
@@ -261,9 +246,8 @@ class Redundancy:
         if not waited_ns:
             return []
         heard_ns = self.board.heard_ns(active.slot)
-        chosen = self._best(
-            one for one in self.members.values() if one.delivers and self.board.heard_ns(one.slot) > heard_ns
-        )
+        speaking = (m for m in self.members.values() if m.delivers and self.board.heard_ns(m.slot) > heard_ns)
+        chosen = best_of(speaking, limits.margin)
         if chosen is None:
             return []
         self._move(active, Event.SILENT, now_ns)
@@ -284,7 +268,8 @@ class Redundancy:
             if not member.delivers:
                 continue
             allowed_ns = max(LEAST_PAUSE_NS, round(2 * self.board.pause_ns(member.slot)))
-            if member is not active and max(heard_ns, member.since_ns) + allowed_ns < lead_ns:
+            silent = max(heard_ns, member.since_ns) + allowed_ns < lead_ns
+            if silent and member is not active and not member.asks:
                 self._move(member, Event.SILENT, now_ns)
                 member.why = "silent while others deliver"
             elif member.condition is Condition.PROVING and now_ns - member.since_ns >= self.limits.hold_ns:
@@ -297,13 +282,17 @@ class Redundancy:
             return []
         ripe = []
         for member in self.members.values():
-            if member is active or member.condition is not Condition.READY or not self._is_better(member, active):
+            if (
+                member is active
+                or member.condition is not Condition.READY
+                or not member.better_than(active, limits.margin)
+            ):
                 member.better_ns = 0
                 continue
             member.better_ns = member.better_ns or now_ns
             if now_ns - member.better_ns >= min(BETTER_NS, limits.hold_ns):
                 ripe.append(member)
-        chosen = self._best(ripe)
+        chosen = best_of(ripe, limits.margin)
         while self._recent and now_ns - self._recent[0] >= MINUTE_NS:
             self._recent.popleft()
         self.held_back = chosen is not None and len(self._recent) >= limits.per_minute
@@ -315,20 +304,6 @@ class Redundancy:
             reason = f"rank {chosen.rank} healthy for {(now_ns - chosen.since_ns + limits.hold_ns) / 1e9:.0f} s"
         return [self._switch(chosen, reason, now_ns)]
 
-    def _is_better(self, one: Member, than: Member) -> bool:
-        """Never both ways round: a difference below the margin is none, and then the rank decides."""
-        if one.score >= than.score + self.limits.margin:
-            return True
-        return one.rank < than.rank and one.score > than.score - self.limits.margin
-
-    def _best(self, among: Iterable[Member]) -> Member | None:
-        """The healthiest; of those as healthy but for the margin, the one of lowest rank."""
-        found = list(among)
-        if not found:
-            return None
-        top = max(member.score for member in found)
-        return min((member for member in found if member.score > top - self.limits.margin), key=_by_rank)
-
     def _switch(self, to: Member, reason: str, now_ns: int) -> Takeover:
         before = self.active
         from_feed = before.feed_id if before is not None else 0
@@ -337,7 +312,7 @@ class Redundancy:
         self._begun = True
         for member in self.members.values():
             member.better_ns = 0
-        records = self.board.release(to.slot)
+        records = self.board.release(to.slot, now_ns)
         return self._note(Takeover(from_feed, to.feed_id, NO_INSTRUMENT, reason, records, lost), now_ns)
 
     def _note(self, takeover: Takeover, now_ns: int) -> Takeover:
@@ -365,7 +340,9 @@ class Redundancy:
                 continue
             heard_ns = self.board.key_heard_ns(key, active.slot)
             allowed_ns = self.board.key_allowed_ns(key, active.slot, limits.stale_ns, unlearned_ns)
-            level = heard_ns > one.since_ns and heard_ns + allowed_ns >= self.board.key_heard_ns(key, one.slot)
+            level = heard_ns > one.since_ns and (
+                active.asks or heard_ns + allowed_ns >= self.board.key_heard_ns(key, one.slot)
+            )
             if not (level and active.delivers):
                 one.back_ns = 0
             elif not one.back_ns:
@@ -373,14 +350,17 @@ class Redundancy:
             elif now_ns - one.back_ns >= limits.hold_ns:
                 moves.append((key, one, active, f"{TYPE_NAMES[one.kind]} delivered again"))
         moving = {key for key, *_ in moves}
-        for key, instrument_id, kind, slot, who, waited_ns in self.board.late(now_ns, limits.stale_ns, unlearned_ns):
+        for key, instrument_id, kind, interval_s, slot, who, waited_ns in self.board.late(
+            now_ns, limits.stale_ns, unlearned_ns
+        ):
             owner = self.members.get(slot)
             if key in moving or owner is None or not owner.delivers:
                 continue  # of one that is out the whole group deals with
-            chosen = self._best(m for m in self.members.values() if who >> m.slot & 1 and m.delivers and m is not owner)
+            having = (m for m in self.members.values() if who >> m.slot & 1 and m.delivers and m is not owner)
+            chosen = best_of(having, limits.margin)
             if chosen is not None:
                 reason = f"{TYPE_NAMES[kind]} silent for {waited_ns / 1e9:.2f} s"
-                moves.append((key, _Exception(instrument_id, kind, slot, now_ns), chosen, reason))
+                moves.append((key, _Exception(instrument_id, kind, interval_s, slot, now_ns), chosen, reason))
         if not moves:
             return []
         self.board.begin()
@@ -390,29 +370,27 @@ class Redundancy:
             lost[key] = hole
             self._exceptions.pop(key, None)
             if to is not active:
-                self._exceptions[key] = _Exception(one.instrument_id, one.kind, to.slot, now_ns)
-        released = {slot: self.board.release(slot) for slot in {to.slot for _, _, to, _ in moves}}
+                self._exceptions[key] = replace(one, slot=to.slot, since_ns=now_ns, back_ns=0)
+        released = {slot: self.board.release(slot, now_ns) for slot in {to.slot for _, _, to, _ in moves}}
         takeovers = []
         for key, one, to, reason in moves:
-            records = released[to.slot]
-            wanted = (records["instrument_id"] == one.instrument_id) & (records["record_type"] == one.kind)
             from_feed = self.members[one.slot].feed_id if one.slot in self.members else 0
-            takeover = Takeover(from_feed, to.feed_id, one.instrument_id, reason, records[wanted], lost[key])
+            records = one.of(released[to.slot])
+            takeover = Takeover(from_feed, to.feed_id, one.instrument_id, reason, records, lost[key])
             takeovers.append(self._note(takeover, now_ns))
         return takeovers
 
     def exceptions(self, member: Member) -> tuple[list[int], list[int]]:
-        """Instruments that it publishes although another one publishes the rest; those that others do in its place."""
+        """Instruments that it publishes although another one publishes the rest; those that others do in its place.
+
+        What a member does not carry at all nobody does in its place.
+        """
         own = [one.instrument_id for one in self._exceptions.values() if one.slot == member.slot]
         others = []
         if member.slot == self.board.active:
-            others = [one.instrument_id for one in self._exceptions.values()]
+            others = [one.instrument_id for one in self._exceptions.values() if member.carries(one.kind)]
         return list(dict.fromkeys(own)), list(dict.fromkeys(others))
 
     def _move(self, member: Member, event: Event, now_ns: int) -> None:
         member.condition = TRANSITIONS[member.condition, event]
         member.since_ns, member.better_ns, self.changed = now_ns, 0, True
-
-
-def _by_rank(member: Member) -> tuple[int, int]:
-    return member.rank, member.feed_id

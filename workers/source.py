@@ -47,6 +47,8 @@ class Source(Protocol):
         gaps: holes in the venue's own sequence numbers, since the start.
         bytes_received: input bytes taken so far; 0 where there are none.
         position: records handed out so far, if the same input can be had again (`skip`); None for what comes only once.
+        asks: of a feed in a redundancy group: it is polled, so its pauses say nothing of its health. Left out = no.
+        orders: the same: its level2 records are single orders, numbered by `source_sequence`. Left out = no.
         next_due_ns: when `poll` has something next (ns since the epoch; now or earlier = at once); None = finished.
 
     A source of sockets also has `fd`, a file descriptor: the worker sleeps on it, and polls before `next_due_ns` when

@@ -114,6 +114,7 @@ class RedundancySettings(_Spec, frozen=True, kw_only=True):
     margin: Annotated[float, Meta(ge=0, le=1)] = 0.5  # a difference of health scores below this is none
     switches_per_minute: Positive = 6  # beyond it only a feed that is lost or silent is left
     backlog_records: Annotated[int, Meta(ge=64, le=1 << 20)] = 16_384  # kept of each standby (128 bytes each)
+    book_mb: Annotated[int, Meta(ge=1, le=1 << 14)] = 32  # at most, for the books of each feed
 
 
 class CaptureSettings(_Spec, frozen=True, kw_only=True):

@@ -7,12 +7,12 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from shm.layout import NO_INSTRUMENT, Flag, RecordType, StatusCode, concatenate, empty
+from shm.layout import NO_INSTRUMENT, Action, Flag, RecordType, StatusCode, concatenate, empty
 from shm.ring import RingReader, RingWriter, create_ring
 from shm.status import ProcessStatus, StatusBlock
 from tests.unit.test_ingest import Engine, engine, finish
 from workers.feed import Publisher
-from workers.feed_group import FeedGroup, Seat, restore_from_ring
+from workers.feed_group import PICTURE_EVERY_NS, PICTURE_RECORDS, FeedGroup, Seat, restore_from_ring
 from workers.redundancy import MAX_MEMBERS
 from workers.spec import EXIT_BAD_SETTINGS, MAX_GROUP_FEEDS, FeedReport, FeedSpec, GroupReport, RedundancySettings
 
@@ -123,6 +123,99 @@ def test_what_the_backlog_could_not_hold_is_a_gap(engine_name: str) -> None:
         worker.close()
 
 
+def book(feed_id: int, prices: int, *, instrument: int = 3, size: float = 1.0) -> np.ndarray:
+    """So many bids."""
+    records = empty(prices)
+    records["record_type"] = RecordType.LEVEL2
+    records["instrument_id"] = instrument
+    records["feed_id"] = feed_id
+    records["ts_event"] = NOW + 5
+    records["side"], records["price"], records["size"] = 1, np.arange(1, prices + 1), size
+    records["action"], records["level"] = Action.MODIFY, 0xFFFF
+    return records
+
+
+def test_books_follow_a_switch_after_the_backlog_and_not_all_at_once(worker: Worker) -> None:
+    seat, spare = worker.seats
+    for instrument, levels in ((3, 60), (4, PICTURE_RECORDS), (5, 10)):
+        seat.filter(book(1, 1, instrument=instrument), 1, worker.now_ns)
+        spare.filter(book(2, levels, instrument=instrument), levels, worker.now_ns)
+    spare.filter(trades(2, 9), 1, worker.now_ns)
+    seat.down(worker.now_ns, "x")
+    worker.step()
+    found = worker.published()
+    assert found["record_type"].tolist() == [RecordType.STATUS, RecordType.TRADE, *[RecordType.LEVEL2] * 61]
+    assert found["action"][2] == Action.CLEAR
+    assert found["flags"][2] == Flag.SNAPSHOT | Flag.GAP_BEFORE
+    assert found["price"][3:].tolist() == list(range(60, 0, -1))
+    assert (worker.counter("standby_books"), worker.counter("standby_backfilled")) == (61, 1)
+    assert worker.counter("records_published") == len(found)
+    assert worker.group.due_ns == worker.now_ns + PICTURE_EVERY_NS
+    worker.step()
+    assert worker.counter("standby_books") == 61
+    worker.now_ns += PICTURE_EVERY_NS
+    worker.step()
+    assert worker.counter("standby_books") == 61 + PICTURE_RECORDS + 1  # longer than a turn's share: alone
+    worker.now_ns += PICTURE_EVERY_NS
+    worker.step()
+    assert worker.counter("standby_books") == 61 + PICTURE_RECORDS + 1 + 11
+    assert worker.group.redundancy.board.due == 0
+    assert spare.filter(book(2, 1), 1, worker.now_ns) == 1
+
+
+def test_a_feed_that_is_silent_keeps_its_books_and_one_that_is_lost_does_not(worker: Worker) -> None:
+    seat, spare = worker.seats
+    seat.filter(book(1, 1), 1, worker.now_ns)
+    spare.filter(book(2, 2), 2, worker.now_ns)
+    spare.note(FeedReport(feed_id=2, state="stale", why="silent"), worker.now_ns)
+    spare.note(FeedReport(feed_id=2, state="live", why="delivers"), worker.now_ns)
+    seat.down(worker.now_ns, "x")
+    worker.step()
+    assert worker.counter("standby_books") == 3
+    seat.up(worker.now_ns)
+    seat.note(FeedReport(feed_id=1, state="live", why="delivers"), worker.now_ns)
+    seat.filter(book(1, 5), 5, worker.now_ns)
+    seat.note(FeedReport(feed_id=1, state="recovering", why="closed"), worker.now_ns)
+    seat.up(worker.now_ns)
+    spare.down(worker.now_ns, "x")
+    worker.now_ns += PICTURE_EVERY_NS
+    worker.step()
+    assert worker.counter("standby_books") == 3 + 1
+    assert worker.published()["flags"][-1] & int(Flag.INCOMPLETE)
+
+
+def test_a_book_that_is_told_before_its_feed_is_up_is_kept(worker: Worker) -> None:
+    seat, spare = worker.seats
+    seat.filter(book(1, 1), 1, worker.now_ns)
+    spare.note(FeedReport(feed_id=2, state="live", why="delivers"), worker.now_ns)
+    spare.note(FeedReport(feed_id=2, state="recovering", why="closed"), worker.now_ns)
+    clear = book(2, 1)
+    clear["action"], clear["flags"] = Action.CLEAR, Flag.SNAPSHOT
+    spare.filter(clear, 1, worker.now_ns)
+    for state in ("connecting", "subscribing"):
+        spare.note(FeedReport(feed_id=2, state=state, why=""), worker.now_ns)
+    spare.filter(book(2, 2), 2, worker.now_ns)
+    spare.note(FeedReport(feed_id=2, state="live", why="delivers"), worker.now_ns)
+    seat.down(worker.now_ns, "x")
+    worker.step()
+    assert worker.counter("standby_books") == 3
+    assert not worker.published()["flags"][-1] & int(Flag.INCOMPLETE)
+
+
+def test_levels_without_room_are_counted(engine_name: str) -> None:
+    worker = Worker(engine_name, RedundancySettings(book_mb=1))
+    try:
+        for first in range(0, 40_000, 100):
+            records = book(2, 100)
+            records["price"] += first
+            worker.seats[1].filter(records, 100, worker.now_ns)
+        worker.now_ns += S
+        worker.step()
+        assert worker.counter("standby_levels_lost") == 40_000 - 32_768 * 3 // 4
+    finally:
+        worker.close()
+
+
 def test_exceptions_are_named_in_the_report(worker: Worker) -> None:
     seat, spare = worker.seats
     report = None
@@ -171,9 +264,9 @@ def test_a_ring_that_can_not_be_read_is_no_reason_not_to_start(worker: Worker) -
 
 def test_a_group_ends_with_its_last_feed(worker: Worker) -> None:
     assert worker.group.due_ns is not None
-    assert not worker.group.leave(1)
+    assert not worker.group.leave(1, worker.now_ns)
     assert worker.group.due_ns is None
-    assert worker.group.leave(2)
+    assert worker.group.leave(2, worker.now_ns)
 
 
 def test_the_control_process_knows_how_many_there_may_be() -> None:

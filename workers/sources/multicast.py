@@ -102,6 +102,7 @@ class MulticastSource:
         self.bytes_received = 0
         self.position: int | None = None
         self.next_due_ns: int | None = 0
+        self.orders = options.protocol == "mold-itch50"
         self._arbiter = Arbiter(
             _FRAMING[options.protocol],
             window=options.window,

@@ -87,6 +87,7 @@ class PolledSource:
     """See the module and `workers.source.LiveSource`."""
 
     tells = True
+    asks = True  # what it has depends on when it asks
 
     def __init__(self, context: SourceContext, vendor: Vendor, *, clock: Callable[[], int] = time.time_ns) -> None:
         """Open the budget and the memory; requests are made by the polls.
