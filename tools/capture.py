@@ -2,7 +2,8 @@
 
 Called by tools/cli.py. The feeds are those of a configuration file, or one that the options describe. Multicast feeds
 become `.pcap`, all others `.jsonl.zst`; `tickengine run --replay FILE...` plays them to the same records. Of an engine
-only the budgets of API keys are shared, so that both together ask no more than a key may.
+only the budgets of API keys are shared, so that both together ask no more than a key may, and, with its configuration,
+the numbers of FIX sessions, since a venue goes on with them whoever logs on.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("symbols", nargs="*", metavar="SYMBOL", help="with --source: what to capture, in the venue's words")
     add("--config", metavar="FILE", help="TOML file; its live [[feeds]] are captured")
     add("--feed", action="append", default=[], metavar="NAME", help="only this one of them; may be given several times")
-    add("--source", help="without a file: websocket, multicast, yahoo, alpha_vantage, fred")
+    add("--source", help="without a file: websocket, fix, multicast, yahoo, alpha_vantage, fred")
     add("--types", default="", metavar="A,B", help="data types; default: the source's own choice")
     add("--option", action="append", default=[], metavar="KEY=VALUE", help="of the source; VALUE as JSON, or text")
     add("--out", default="capture", metavar="DIR", help="folder of the files (capture)")
@@ -74,7 +75,9 @@ def run(args: argparse.Namespace) -> int:
 
     try:
         specs = _specs(args)
-        budgets = str(data_folder(load(args.config, os.environ)).parent / ".budgets")
+        data = data_folder(load(args.config, os.environ))
+        budgets = str(data.parent / ".budgets")
+        folder = str(data) if args.config else args.out
         settings = CaptureSettings(
             folder=args.out, compress=args.compress, part_bytes=args.part_size, part_s=args.part_time
         )
@@ -86,7 +89,7 @@ def run(args: argparse.Namespace) -> int:
         print(f"tickengine capture: {error}", file=sys.stderr)
         return 2
     try:
-        return _capture(args, specs, recording, budgets)
+        return _capture(args, specs, recording, folder=folder, budgets=budgets)
     except SettingsError as error:
         print(f"tickengine capture: {error}", file=sys.stderr)
         return 2
@@ -94,7 +97,9 @@ def run(args: argparse.Namespace) -> int:
         recording.close()
 
 
-def _capture(args: argparse.Namespace, specs: list[FeedSpec], recording: Recording, budgets: str) -> int:
+def _capture(
+    args: argparse.Namespace, specs: list[FeedSpec], recording: Recording, *, folder: str, budgets: str
+) -> int:
     from tools.capture_feeds import CapturedFeed, run_feeds
 
     stop = _Stop(args.seconds)
@@ -102,7 +107,7 @@ def _capture(args: argparse.Namespace, specs: list[FeedSpec], recording: Recordi
     progress = _Progress(feeds, recording, args.seconds, stop)
     progress.begin()
     try:
-        feeds += [CapturedFeed(spec, recording, budgets=budgets) for spec in specs]
+        feeds += [CapturedFeed(spec, recording, folder=folder, budgets=budgets) for spec in specs]
         run_feeds(feeds, stop.go_on, progress.look)
     finally:
         progress.end()  # before the connections are closed, and shown as down

@@ -1,7 +1,8 @@
 """Live sources without an engine: polled in one loop, their wire written down, their records thrown away.
 
 Called by tools/capture.py. A source that fails is made again with the ingest worker's back-off (workers/backoff.py);
-one that fails harms no other. Nothing of the engine is needed or touched: no shared memory, no ports.
+one that fails harms no other. Nothing of the engine is needed or touched: no shared memory, no ports. Only a FIX
+session's numbers are kept, since the venue goes on with them whoever logs on.
 """
 
 from __future__ import annotations
@@ -29,12 +30,14 @@ _BATCH_SLOTS: Final = 4096
 class CapturedFeed:
     """One source. `log` is what it has told of its wire; `why` what keeps it from delivering, "" = nothing."""
 
-    def __init__(self, spec: FeedSpec, recording: Recording, *, budgets: str = "") -> None:
-        """`budgets`: folder of those of API keys, which the engines here use too.
+    def __init__(self, spec: FeedSpec, recording: Recording, *, folder: str = "", budgets: str = "") -> None:
+        """`folder`: where a FIX session has its numbers; `budgets`: folder of those of API keys, which the engines here
+        use too.
 
         SettingsError: settings that can't work. Whatever else keeps it from opening is tried again.
         """
         self.spec = spec
+        self._folder = folder if spec.source == "fix" else ""
         self.log: CaptureLog = recording.log_of(spec)
         self.records = 0
         self.errors = 0
@@ -94,7 +97,8 @@ class CapturedFeed:
 
     def _open(self, now_ns: int) -> None:
         intern: Callable[[str], int] = lambda name: self._ids.setdefault(name, len(self._ids))  # noqa: E731
-        self._source = open_source(SourceContext(self.spec, intern, wire=self.log, budgets=self._budgets))
+        context = SourceContext(self.spec, intern, folder=self._folder, wire=self.log, budgets=self._budgets)
+        self._source = open_source(context)
         self._up_since_ns = now_ns
 
     def _close(self) -> None:

@@ -31,6 +31,7 @@ from workers.wire_log import Hidden, clean_options, clean_url
 log = logging.getLogger("capture")
 
 _ITEM_BYTES: Final = 200  # what an item of the queue takes beside its data
+_NOTES_BYTES: Final = 1 << 20  # which notes may take beyond the bound: without them what follows can't be replayed
 _WAKE_BYTES: Final = 1 << 20  # so much waiting does not wait for flush_s
 _WRITE_BYTES: Final = 4 << 20  # of one write, before compression
 _COMPLAIN_EVERY_NS: Final = 10_000_000_000
@@ -47,13 +48,20 @@ class Line(msgspec.Struct, omit_defaults=True):
     url: str = ""
     status: int = 0
     again: bool = False
-    kept: bool = False  # a connect that is no new one: the connection was there when this part began
+    kept: bool = False  # a connect or note that is no new one: it stood when this part began, or behind what is torn
     redacted: bool = False
     why: str = ""
     messages: int = 0
     bytes: int = 0
     b64: str = ""  # instead of data, where that is not UTF-8
     data: str = ""
+
+
+class _Standing(msgspec.Struct):
+    """What is read of a note: see `WireLog.noted`."""
+
+    of: str = ""
+    over: bool = False
 
 
 class Head(msgspec.Struct):
@@ -119,6 +127,7 @@ class CaptureLog:
         self._hole = self._hole_bytes = 0  # refused since what was queued last: told with the next that finds room
         self._torn = self._torn_bytes = 0  # failed since what was written last: told with the next that is written
         self._open: dict[str, str] = {}  # connections that are up where the file has reached -> their URL
+        self._standing: dict[str, dict[str, tuple[int, str]]] = {}  # and what was noted of them: time and text, by `of`
         self._parts: dict[Kind, CaptureParts] = {}
         self._next_complaint_ns = 0
         self._several = False  # packets of more than one connection
@@ -157,10 +166,6 @@ class CaptureLog:
             self._count(connection, 1, len(body), at_ns)
         self._put(Line("http", connection, at_ns / 1e9, at_ns, clean_url(url), status), body)
 
-    def noted(self, connection: str, text: str, at_ns: int) -> None:
-        """See `WireLog`."""
-        self._put(Line("note", connection, at_ns / 1e9, at_ns), text.encode())
-
     def packets(self, connection: str, records: bytes, count: int) -> None:
         """See `WireLog`."""
         self._tally(connection).up = True
@@ -172,6 +177,10 @@ class CaptureLog:
         if self._room(len(records), count):
             self._queue.items.append((None, records, count))
             self._queued(len(records))
+
+    def noted(self, connection: str, text: str, at_ns: int) -> None:
+        """See `WireLog`."""
+        self._put(Line("note", connection, at_ns / 1e9, at_ns), text.encode(), _NOTES_BYTES)
 
     def lost(self, connection: str, at_ns: int, why: str = "") -> None:
         """See `WireLog`."""
@@ -191,8 +200,8 @@ class CaptureLog:
         tally.received_bytes += size
         tally.last_ns = at_ns
 
-    def _put(self, line: Line, data: bytes) -> None:
-        if not self._room(len(data) + _ITEM_BYTES, 1):
+    def _put(self, line: Line, data: bytes, beyond: int = 0) -> None:
+        if not self._room(len(data) + _ITEM_BYTES, 1, beyond):
             return
         if self._hole:
             hole, self._hole = (self._hole, self._hole_bytes), 0
@@ -201,8 +210,8 @@ class CaptureLog:
         self._queue.items.append((line, data))
         self._queued(len(data) + _ITEM_BYTES)
 
-    def _room(self, size: int, messages: int) -> bool:
-        if self._queue.waiting_bytes + size <= self._settings.queue_bytes:
+    def _room(self, size: int, messages: int, beyond: int = 0) -> bool:
+        if self._queue.waiting_bytes + size <= self._settings.queue_bytes + beyond:
             return True
         self._refused += messages
         self._hole_bytes = size + (self._hole_bytes if self._hole else 0)
@@ -245,9 +254,11 @@ class CaptureLog:
         packets: list[bytes] = []
         messages = packet_count = size = 0
         opened = dict(self._open)
+        standing = {name: dict(notes) for name, notes in self._standing.items()}
         items, queue = self._queue.items, self._queue
         if self._torn:
             lines.append(self._encode(_dropped(self._torn, self._torn_bytes, now_ns), b""))
+            lines += self._kept_notes()
         while items and size < _WRITE_BYTES:
             item = items.popleft()
             if item[0] is None:
@@ -265,13 +276,17 @@ class CaptureLog:
                 taken = len(data) + _ITEM_BYTES
                 if line.t == "connect":
                     opened[line.conn] = line.url
+                    standing.pop(line.conn, None)
                 elif line.t == "disconnect":
                     opened.pop(line.conn, None)
+                    standing.pop(line.conn, None)
+                elif line.t == "note":
+                    _stand(standing.setdefault(line.conn, {}), line)
             queue.taken_bytes += taken
             size += taken
         if messages and self._write("jsonl", b"".join(lines), messages, now_ns):
             self._torn = self._torn_bytes = 0
-        self._open = opened
+        self._open, self._standing = opened, standing
         if packets:
             self._write("pcap", self._in_order(packets), packet_count, now_ns)
         return bool(items)
@@ -314,7 +329,15 @@ class CaptureLog:
     def _head(self, part: int) -> bytes:
         kept = [Line("connect", name, url=url, kept=True) for name, url in self._open.items()]
         lines = [self._hidden.clean(msgspec.json.encode(line)) + b"\n" for line in kept]
-        return self._headline(part) + b"\n" + b"".join(lines)
+        return self._headline(part) + b"\n" + b"".join((*lines, *self._kept_notes()))
+
+    def _kept_notes(self) -> list[bytes]:
+        """Those that stand, again: those of before are not in this part, or could not be written."""
+        return [
+            self._encode(Line("note", name, at_ns / 1e9, at_ns, kept=True), text.encode())
+            for name, notes in self._standing.items()
+            for at_ns, text in notes.values()
+        ]
 
     def _pcap_head(self, part: int) -> bytes:
         """After the file's own header a packet to port "discard" of this host, which says what the capture is of."""
@@ -364,6 +387,17 @@ class CaptureLog:
 
 def _dropped(messages: int, size: int, at_ns: int) -> Line:
     return Line("dropped", "", at_ns / 1e9, at_ns, messages=messages, bytes=size)
+
+
+def _stand(notes: dict[str, tuple[int, str]], line: Line) -> None:
+    """A note, as it was written, among those that stand."""
+    try:
+        found = msgspec.json.decode(line.data, type=_Standing)
+    except msgspec.MsgspecError:
+        return
+    notes.pop(found.of, None)  # the newest is the last
+    if found.of and not found.over:
+        notes[found.of] = line.ns, line.data
 
 
 def _time(packet: tuple[int, bytes]) -> int:

@@ -51,9 +51,14 @@ class Requests:
         self._open: dict[str, str] = {}  # MDReqID -> symbol
         self._sent: dict[int, str] = {}  # MsgSeqNum of a request -> its MDReqID
 
-    def begin(self) -> None:
-        """A new connection: nothing is subscribed to."""
-        self._made = 0
+    @property
+    def made(self) -> int:
+        """MDReqID of the last request of this connection; 0 = none was made."""
+        return self._made
+
+    def begin(self, made: int = 0) -> None:
+        """A new connection: nothing is subscribed to. `made`: number of the last request that counts no more."""
+        self._made = made
         self._open.clear()
         self._sent.clear()
 

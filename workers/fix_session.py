@@ -50,6 +50,7 @@ from workers.fix_protocol import (
 DAY_NS: Final = 86_400_000_000_000
 SILENCE: Final = 1.2  # of HeartBtInt, until a test request, and again until the connection is given up
 RESEND_TRIES: Final = 3
+_NO_NUMBER: Final = 1 << 63  # above all
 _X, _W, _I = map(ord, "XWi")
 _EXPECTING: Final = re.compile(r"too low.*?expect\w*\D{0,20}(\d{1,18})", re.IGNORECASE)
 
@@ -73,6 +74,7 @@ class FixSession:
         self.state = State.IDLE
         self.expected = numbers.next_in
         self.duplicates = self.rejected = self.overflows = self.resends_asked = self.resends_answered = 0
+        self.waits = 0  # times that what was asked for did not come
         self._identity = identity
         self._numbers = numbers
         self._terms = terms
@@ -164,14 +166,41 @@ class FixSession:
         if now_ns - self._sent_ns >= self._heartbeat_ns:
             actions.append(self._send(HEARTBEAT, [], now_ns))
         if self.state is State.GAP and now_ns - self._asked_ns >= round(self._terms.resend_s * 1e9):
-            if self._tries < RESEND_TRIES:
-                actions.append(self._ask(now_ns))
-            else:
-                to = min(self._held) if self._held else self._seen + 1
-                actions += self._judge()
-                actions.append(Missed(self.expected, to, f"not sent again, asked for {self._tries} times"))
-                self.expected = to
-                actions += self._go_on(now_ns)
+            actions += self.late(now_ns)
+        return actions
+
+    def late(self, now_ns: int) -> list[Action]:
+        """What was asked for does not come: ask again, or go on without it. Said by `tick`, and by replays of it."""
+        if self.state is not State.GAP:
+            return []
+        self.waits += 1
+        if self._tries < RESEND_TRIES:
+            return [self._ask(now_ns)]
+        return self._go_without(f"not sent again, asked for {self._tries} times", now_ns)
+
+    def _go_without(self, reason: str, now_ns: int, until: int = _NO_NUMBER) -> list[Action]:
+        to = min(until, min(self._held) if self._held else self._seen + 1)
+        actions = self._judge()
+        actions.append(Missed(self.expected, to, reason))
+        self.expected = to
+        return [*actions, *self._go_on(now_ns)]
+
+    # -- what a replay of a capture says, where that lacks something
+
+    def join(self, expected: int) -> None:
+        """The session is there, and its next number is this one; nothing waits for a gap."""
+        self.closed()
+        for event in (Event.OPENED, Event.LOGGED_ON):
+            self._move(event)
+        self._seen = self._again = 0
+        self._filled.clear()
+        self.expected = expected
+
+    def pass_over(self, reason: str, now_ns: int, until: int = _NO_NUMBER) -> list[Action]:
+        """The feed had no gap below this number: what is missing will never come."""
+        actions: list[Action] = []
+        while self.state is State.GAP and self.expected < until:
+            actions += self._go_without(reason, now_ns, until)
         return actions
 
     def take(self, heads: np.ndarray, start: int, now_ns: int) -> int:

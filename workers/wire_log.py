@@ -50,7 +50,11 @@ class WireLog(Protocol):
         """Its answer; `status` 0 = there was none, and `body` says why."""
 
     def noted(self, connection: str, text: str, at_ns: int) -> None:
-        """What a replay must know and the wire does not show, as JSON; the source's own decoder reads it."""
+        """What a replay must know beside the messages: JSON, in the source's own words, in its place among them.
+
+        Notes of a connection with the same text under `of` follow one another: the newest stands until the connection
+        is lost, or until one has `over`, and is told again at the begin of each part. The source bounds how many stand.
+        """
 
     def packets(self, connection: str, records: bytes, count: int) -> None:
         """Packets as records of a pcap file (little-endian, ns, raw IP), one behind the other; none = it listens."""
@@ -81,6 +85,13 @@ class Hidden:
         for form in self._forms:
             if form in data:
                 data = data.replace(form, REDACTED.encode())
+        return data
+
+    def blank(self, data: bytes) -> bytes:
+        """`data` with a `*` for each of their bytes, so that what states its length still does."""
+        for form in self._forms:
+            if form in data:
+                data = data.replace(form, b"*" * len(form))
         return data
 
 

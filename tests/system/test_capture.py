@@ -33,8 +33,7 @@ def config(folder: Path, url: str, more: str = "") -> str:
     path.write_text(
         f'[[feeds]]\nname = "binance"\nsource = "websocket"\nsymbols = ["BTCUSDT"]\ndata_types = ["trade"]\n'
         f'options = {{ venue = "binance", url = "{url}?token=s3cret" }}\n'
-        f'[[feeds]]\nname = "sim"\nsource = "simulated"\nenabled = false\n'
-        f'[[feeds]]\nname = "prime"\nsource = "fix"\nenabled = false\n{more}'
+        f'[[feeds]]\nname = "sim"\nsource = "simulated"\nenabled = false\n{more}'
     )
     return str(path)
 
@@ -112,9 +111,8 @@ def test_a_capture_without_a_file_ends_after_its_time_and_says_that_nothing_came
         (("--config", "CONFIG", "--feed", "binanc"), "--feed binanc: CONFIG has no such feed; did you mean 'binance'?"),
         (("--config", "CONFIG", "--feed", "sim"), "--feed sim: source 'simulated' has no wire"),
         (("--config", "/nowhere.toml"), "/nowhere.toml"),
-        (("--config", "CONFIG", "--feed", "prime"), "--feed prime: source 'fix' can not be captured: only websocket,"),
         (("--source", "replay"), "--source replay: has no wire"),
-        (("--source", "mine", "X"), "--source mine: can not be captured: only websocket, multicast, yahoo, "),
+        (("--source", "mine", "X"), "--source mine: can not be captured: only websocket, fix, multicast, yahoo, "),
         (("--source", "yahoo", "--types", "bar,tick", "AAPL"), "bar is polled; make a feed of each"),
         (("--source", "fred", "GDP", "--option", "key_variable=NONE_API_KEY"), "set NONE_API_KEY in the environment"),
         (("--source", "websocket", "--option", "venue=binanse"), "did you mean 'binance'?"),

@@ -36,9 +36,10 @@ def test_every_feed_that_can_be_is_captured_and_no_other(
     try:
         assert made.wire_of(spec("a", "websocket")) is not None
         assert made.wire_of(spec("b", "yahoo", "tick")) is not None
+        assert made.wire_of(spec("f", "fix", "trade")) is not None
         for source, kind in (("yahoo", "bar"), ("fred", "tick"), ("alpha_vantage", "bar")):
             assert made.wire_of(spec("p", source, kind)) is not None
-        for source, kind in (("fix", "trade"), ("simulated", ""), ("mine", "")):
+        for source, kind in (("replay", "trade"), ("simulated", ""), ("mine", "")):
             assert made.wire_of(spec("c", source, kind)) is None
     finally:
         made.close()
@@ -50,10 +51,10 @@ def test_a_feed_that_is_named_and_can_not_be_captured_is_said(
 ) -> None:
     made = captures(tmp_path, status, "prime")
     with caplog.at_level(logging.WARNING, "capture"):
-        assert made.wire_of(spec("prime", "fix", "trade")) is None
-        assert made.wire_of(spec("other", "fix", "trade")) is None
+        assert made.wire_of(spec("prime", "simulated", "trade")) is None
+        assert made.wire_of(spec("other", "simulated", "trade")) is None
     made.close()
-    (record,) = caplog.records
-    said = "feed prime is not captured: source 'fix' can not be captured: only websocket, multicast, "
-    assert record.getMessage().startswith(said)
+    assert [record.message for record in caplog.records] == [
+        "feed prime is not captured: source 'simulated' has no wire; live sources do"
+    ]
     assert not (tmp_path / "wire").exists()

@@ -31,10 +31,15 @@ class Feed(LiveFeed):
         self.names: dict[str, int] = options.pop("names", {})
         folder = str(options.pop("folder", ""))
         newest = options.pop("newest", None)
+        log_of = options.pop("log_of", None)
         chosen = {"host": "127.0.0.1", "port": server.port, "sender": "CLIENT", "target": "VENUE", **options}
         spec = FeedSpec(feed_id=5, name="fix", source="fix", symbols=symbols, data_types=types, options=chosen)
         context = SourceContext(
-            spec, lambda name: self.names.setdefault(name, len(self.names)), folder=folder, newest=newest
+            spec,
+            lambda name: self.names.setdefault(name, len(self.names)),
+            folder=folder,
+            newest=newest,
+            wire=log_of(spec) if log_of is not None else None,
         )
         source = open_source(context)
         assert isinstance(source, FixSource)

@@ -107,6 +107,11 @@ cdef class FixReader:
                  "bytes between messages": 0 if self._log else self.junk_bytes}
         return {name: count for name, count in found.items() if count}
 
+    @property
+    def unfinished(self):
+        """Bytes at the end of what was fed that are no message yet, and no garbage either."""
+        return len(self._rest)
+
     def finish(self):
         """Bytes of an unfinished message."""
         return len(self._rest) if self._rest.startswith(b"8=FIX") else 0

@@ -46,6 +46,7 @@ OPTIONS: Final = {
 }
 # Source of a feed that `tickengine capture` wrote as text -> module and class of its decoder.
 CAPTURED: Final = {
+    "fix": ("workers.sources.fix_replayed", "FixReplay"),
     "websocket": ("workers.venues.replayed", "VenueReplay"),
     "yahoo": ("workers.sources.polled_replay", "yahoo_replay"),
     "alpha_vantage": ("workers.sources.polled_replay", "PolledReplay"),

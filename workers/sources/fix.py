@@ -1,12 +1,12 @@
-"""A FIX 4.2/4.4 session as a feed of market data: socket, session, numbers, decoder, and the state of the feed.
+"""A FIX 4.2/4.4 session as a feed of market data: socket, numbers, and the state of the feed.
 
-    socket (fix_wire.py) --bytes--> FixReader --messages--> inbox --in turn--> FixSession --market data--> FixDecoder
-                                    garbled: counted               '- the rest: answers, gaps, refusals      '-> records
+    socket (fix_wire.py) --bytes--> FixIntake.cut --messages--> inbox --in turn--> FixIntake.work --> records
+                                    garbled: counted                    '- answers, requests --> socket
 
 The ingest worker polls it (`workers.source.Source`). Two machines work together: workers/fix_session.py keeps the FIX
 session (numbers, heartbeats, resends), workers/session.py the feed's state (connect, live, stale, breaker), as for
-every live source. Runs of market data in their turn go from reader to decoder without a Python object a message. Which
-message it is at, over a kill too, is workers/sources/fix_place.py's.
+every live source. How messages become records is workers/sources/fix_intake.py's; which message it is at, over a kill
+too, fix_place.py's; what a capture is told, fix_witness.py's.
 """
 
 from __future__ import annotations
@@ -20,49 +20,37 @@ from typing import Any, Final, NamedTuple
 
 import numpy as np
 
-from shm.layout import RECORD, Flag, StatusCode
+from shm.layout import Flag, StatusCode
 from shm.layout import Source as SourceCode
-from shm.ring import status_record
-from workers.decoders._fix import FixDecoder, FixReader
-from workers.errors import DecodeError
-from workers.fix_messages import MARKET_DATA, Identity, Received, kind_of
 from workers.fix_numbers import Numbers, numbers_path
-from workers.fix_protocol import Action, Deliver, End, LoggedOn, Message, Missed, Send
-from workers.fix_requests import MARKET_DATA_REQUEST, QUOTE_ACKNOWLEDGEMENT, REFUSALS, Requests, acknowledgement
-from workers.fix_session import FixSession, Terms
+from workers.fix_protocol import Send
 from workers.session import Do, Limits, Session, State, Verdict
 from workers.source import SourceContext
+from workers.sources.fix_intake import FixIntake, Piece
 from workers.sources.fix_monitor import FixMonitor
-from workers.sources.fix_options import check, depth_of, find_login, tls_of
+from workers.sources.fix_options import FixOptions, check, find_login, tls_of
+from workers.sources.fix_owner import Told
 from workers.sources.fix_place import Place
 from workers.sources.fix_wire import FixWire
+from workers.sources.fix_witness import Witness
 from workers.sources.polled_loop import MAX_PAUSE_NS, PolledLoop
-from workers.spec import FeedReport
+from workers.spec import FeedReport, FeedSpec
 
 log = logging.getLogger("fix")
 
 CLOSING_TURNS: Final = 3
 
 
-class _Piece(NamedTuple):
+class _Arrived(NamedTuple):
     """Messages that came together."""
 
     attempt: int
-    buffer: bytes
-    frames: np.ndarray
-    heads: np.ndarray
+    piece: Piece
 
 
 class _Ended(NamedTuple):
     attempt: int
     verdict: Verdict
-
-
-class _Told(NamedTuple):
-    code: StatusCode
-    text: str
-    first: int = 0
-    last: int = 0
 
 
 class FixSource:
@@ -81,7 +69,7 @@ class FixSource:
         self._spec = spec
         options, types = check(spec)
         self._options = options
-        find_login(spec, options)
+        login = find_login(spec, options)
         self._tls = tls_of(spec, options)
         self.gaps = 0
         self.bytes_received = 0
@@ -95,25 +83,6 @@ class FixSource:
             self._symbols[number] = symbol
             return number
 
-        self._reader = FixReader(options.max_message_bytes)
-        depth = depth_of(options, types)
-        self._decoder = FixDecoder(
-            intern,
-            wants=types,
-            top=depth == 1,
-            alone=True,
-            source=int(SourceCode.FIX),
-            feed_id=spec.feed_id,
-            venue=options.code.encode(),
-        )
-        self._requests = Requests(
-            spec.symbols,
-            types,
-            depth=depth,
-            incremental=options.updates == "incremental",
-            exchange=options.exchange,
-        )
-        identity = Identity(options.version, options.sender, options.target, options.sender_sub, options.target_sub)
         path = numbers_path(context.folder, options.version, options.sender, options.target)
         self._numbers = Numbers(path, clock())
         try:
@@ -121,22 +90,21 @@ class FixSource:
         except BaseException:
             self._numbers.close()
             raise
-        self._fix = FixSession(
-            identity,
-            self._numbers,
-            Terms(
-                heartbeat_s=options.heartbeat_s,
-                resend_s=options.resend_s,
-                max_held=options.max_held,
-                reset=options.reset_seq_num,
-                login=(lambda: find_login(spec, options)) if options.login else None,
-            ),
+        self._witness = None if context.wire is None else Witness(context.wire, _secrets(spec, options, login))
+        self._intake = FixIntake(
+            self,
+            spec,
+            options,
+            types=types,
+            intern=intern,
+            numbers=self._numbers,
+            place=self._place,
+            source=SourceCode.FIX,
+            login=(lambda: find_login(spec, options)) if options.login else None,
+            witness=self._witness,
         )
-        self._inbox: deque[_Piece | _Ended | _Told] = deque()
-        self._piece: _Piece | None = None
-        self._at = 0  # in it
-        self._actions: deque[Action] = deque()
-        self._decoding = False
+        self._fix, self._reader = self._intake.session, self._intake.reader
+        self._inbox: deque[_Arrived | _Ended] = deque()
         self._loop = PolledLoop()
         self.fd = self._loop.fd
         self._wire: FixWire | None = None
@@ -155,12 +123,7 @@ class FixSource:
             acknowledged=False,  # FIX answers a request with data, or refuses it
         )
         self._monitor = FixMonitor(spec.feed_id, options, self._session, self._name, context.counter)
-        self._asked_at = 0  # highest number that had come when the subscription was sent
-        self._gap_before = False
-        self._was_up = False
-        self._lost_ns = 0
-        self._seen_errors = 0
-        self._missed = 0
+        self._seen_errors = self._seen_messages = 0
 
     @property
     def errors(self) -> int:
@@ -178,7 +141,8 @@ class FixSource:
         count = self._drain(out, 0, now_ns)
         if self._idle:
             self._obey(self._session.tick(now_ns, expected=self._monitor.cadence.expected(now_ns)), now_ns)
-            self._actions += self._fix.tick(now_ns)
+            if not self._intake.busy:  # else its connection was given up a moment ago
+                self._intake.tick(now_ns)
             count = self._drain(out, count, now_ns)
             self._loop.turn()
             count = self._drain(out, count, now_ns)
@@ -197,166 +161,58 @@ class FixSource:
 
     @property
     def _idle(self) -> bool:
-        return not (self._inbox or self._actions or self._decoding or self._piece is not None)
+        return not (self._inbox or self._intake.busy)
 
     # -- from messages to records
 
     def _drain(self, out: np.ndarray, count: int, now_ns: int) -> int:
         """Work off what has come, into `out` from `count` on, as far as there is room; returns how far it is filled."""
+        intake = self._intake
         while count < len(out):
-            if self._decoding:
-                got = self._decoder.decode(out[count:])
-                if got:
-                    count += self._heed(out[count : count + got], now_ns)
-                    continue
-                self._decoding = False
-                self._count_errors(now_ns)
-            elif self._actions:
-                count = self._do(self._actions.popleft(), out, count, now_ns)
-            else:
-                self._place.reached = self._fix.expected
-                item = self._inbox[0] if self._inbox else None
-                if isinstance(item, _Told):  # before the messages that are left
-                    self._inbox.popleft()
-                    count = self._tell(item, out, count, now_ns)
-                elif self._piece is not None:
-                    self._go_on(self._piece, now_ns)
-                elif item is None:
-                    break
+            if intake.busy:
+                count = intake.work(out, count, now_ns)
+            elif self._inbox:
+                item = self._inbox.popleft()
+                if item.attempt != self._attempt:
+                    continue  # what a connection had left when it was given up is asked for again
+                if isinstance(item, _Arrived):
+                    intake.take_up(item.piece)
                 else:
-                    self._inbox.popleft()
-                    if isinstance(item, _Piece):
-                        self._piece, self._at = item, 0
-                    elif item.attempt == self._attempt:
-                        self._lost(item.verdict, now_ns)
+                    self.lost(item.verdict, now_ns)
+            else:
+                break
+        intake.reach()
+        self._monitor.health.messages(now_ns, intake.messages - self._seen_messages)
+        self._seen_messages = intake.messages
+        self._count_errors(now_ns)
         return count
 
-    def _go_on(self, piece: _Piece, now_ns: int) -> None:
-        """Turn to the next messages of the piece in hand."""
-        if piece.attempt != self._attempt or self._at >= len(piece.frames):
-            self._piece = None  # what a connection had left when it was given up is asked for again
-            return
-        taken = self._fix.take(piece.heads, self._at, now_ns)
-        if taken:
-            frames = piece.frames[self._at : self._at + taken]
-            quotes = np.flatnonzero(piece.heads["type"][self._at : self._at + taken] == ord("i"))
-            for row in quotes.tolist():
-                start = int(frames["offset"][row])
-                self._acknowledge(piece.buffer[start : start + int(frames["size"][row])], now_ns)
-            self._decoder.feed(piece.buffer, frames)
-            self._decoding = True
-            self._monitor.health.messages(now_ns, taken)
-            self._at += taken
-            return
-        frame, head = piece.frames[self._at], piece.heads[self._at]
-        self._at += 1
-        start = int(frame["offset"])
-        data = piece.buffer[start : start + int(frame["size"])]
-        self._monitor.health.messages(now_ns, 1)
-        self._actions += self._fix.receive(
-            Message(
-                kind_of(int(head["type"])), int(head["seq"]), data, int(frame["ts_receive"]), bool(head["possdup"])
-            ),
-            now_ns,
-        )
-
-    def _do(self, action: Action, out: np.ndarray, count: int, now_ns: int) -> int:
-        """Carry out what the session says; returns how far `out` is filled then."""
-        if isinstance(action, Send):
-            if self._wire is not None:
-                self._wire.send(action.data)
-        elif isinstance(action, Deliver):
-            if action.kind in MARKET_DATA:
-                if action.kind == "i":
-                    self._acknowledge(action.data, now_ns)
-                self._decoder.feed_message(action.data, action.ts_receive)
-                self._decoding = True
-            elif action.kind in REFUSALS:
-                self._refuse(action.kind, action.data, now_ns)
-        elif isinstance(action, LoggedOn):
-            self._numbers.sync()
-            self._obey(self._session.logged_in(now_ns), now_ns)
-        elif isinstance(action, Missed):
-            return self._miss(action, out, count, now_ns)
-        elif isinstance(action, End):
-            self._lost(Verdict(action.reason, lasting=action.lasting), now_ns)
-        return count
-
-    def _acknowledge(self, mass_quote: bytes, now_ns: int) -> None:
-        body = acknowledgement(mass_quote)
-        if body is not None and self._wire is not None:
-            self._wire.send(self._fix.request(QUOTE_ACKNOWLEDGEMENT, body, now_ns, keep=False)[1].data)
-
-    def _refuse(self, kind: str, data: bytes, now_ns: int) -> None:
-        """The venue refuses a request, or complains."""
-        self._monitor.failed(now_ns)
-        try:
-            message = Received(data)
-        except DecodeError:
-            return
-        found = self._requests.refused(kind, message)
-        if found is None:
-            log.warning("feed %s: the venue complains: %s", self._spec.name, message.text(58) or data[:120])
-            return
-        symbol, reason = found
-        self._monitor.refused[symbol] = reason
-        log.warning("feed %s: %s is refused: %s", self._spec.name, symbol, reason)
-        if not self._requests.subscribed:
-            self._lost(Verdict(f"refused by the venue: {symbol}: {reason}", lasting=True), now_ns)
-
-    def _miss(self, missed: Missed, out: np.ndarray, count: int, now_ns: int) -> int:
-        """Messages that will not come: told with their numbers; books begin anew if they may have been changed."""
-        self._missed += missed.last - missed.first
-        self._decoder.doubt()
-        self._gap_before = True
-        count = self._tell(_Told(StatusCode.GAP, missed.reason, missed.first, missed.last), out, count, now_ns)
-        if missed.last - 1 > self._asked_at and self._session.state in (State.SUBSCRIBE, State.LIVE, State.STALE):
-            for request in self._requests.unsubscribe():
-                self._actions.append(self._fix.request(MARKET_DATA_REQUEST, request.body, now_ns)[1])
-            self._ask(now_ns)
-        return count
-
-    def _heed(self, records: np.ndarray, now_ns: int) -> int:
-        """What fresh records say of the feed's health; how many there are without those that are in the ring."""
-        records = self._place.without_published(records)
-        if not len(records):
-            return 0
-        if self._gap_before:
-            self._gap_before = False
-            records["flags"][:1] |= np.uint16(Flag.GAP_BEFORE)
+    def heard(self, records: np.ndarray, now_ns: int) -> None:
+        """See `fix_owner.Owner`: what fresh records say of the feed's health."""
         self._monitor.heard(records, now_ns)
         fresh = records["flags"] & np.uint16(Flag.BACKFILLED) == 0
         if self._session.connected and fresh.any():  # what is sent again says nothing of the subscription
             self._obey(self._session.heard(now_ns), now_ns)
-        return len(records)
 
-    def _tell(self, told: _Told, out: np.ndarray, count: int, now_ns: int) -> int:
-        """One status record."""
-        text = told.text
-        if told.code is StatusCode.FEED_UP:
-            text = f"{self._options.target} {text}"
-        else:
-            log.warning("feed %s: %s: %s", self._spec.name, told.code.name.lower(), text)
+    def refused(self, symbol: str, reason: str, now_ns: int) -> None:
+        """See `fix_owner.Owner`."""
+        self._monitor.failed(now_ns)
+        if not symbol:
+            log.warning("feed %s: the venue complains: %s", self._spec.name, reason)
+            return
+        self._monitor.refused[symbol] = reason
+        log.warning("feed %s: %s is refused: %s", self._spec.name, symbol, reason)
+
+    def told(self, told: Told, now_ns: int) -> None:
+        """See `fix_owner.Owner`."""
+        if told.code is not StatusCode.FEED_UP:
+            log.warning("feed %s: %s: %s", self._spec.name, told.code.name.lower(), told.text)
         if told.code is StatusCode.GAP:
             self.gaps += 1
             self._monitor.health.gaps(now_ns)
-        row = np.frombuffer(
-            status_record(
-                told.code,
-                text=text,
-                feed_id=self._spec.feed_id,
-                source=SourceCode.FIX,
-                ts_event=self._clock(),
-                from_sequence=told.first,
-                to_sequence=told.last,
-            ),
-            RECORD,
-        )
-        out[count : count + 1].view(np.uint8)[:] = row.view(np.uint8)
-        return count + 1
 
     def _count_errors(self, now_ns: int) -> None:
-        errors = self._decoder.errors + self._reader.garbled
+        errors = self._intake.decoder.errors + self._reader.garbled
         if errors != self._seen_errors:
             self._monitor.failed(now_ns, errors - self._seen_errors)
             self._seen_errors = errors
@@ -373,18 +229,29 @@ class FixSource:
                 connecting = self._wire.connect(options.host, options.port, self._tls, options.connect_s, self._clock)
                 self._connecting = self._loop.spawn(connecting)
             elif action is Do.LOGIN:
-                self._actions += self._fix.opened(now_ns)
-                self._place.reached = self._fix.expected
+                self._intake.open(now_ns)
             elif action is Do.SUBSCRIBE:
-                self._subscribe(now_ns)
+                self._monitor.refused.clear()
+                self._monitor.cadence.restart(now_ns)
+                self._intake.subscribe(now_ns)
             elif action is Do.CLOSE:
                 self._give_up(now_ns)
             elif action is Do.UP:
-                self._was_up = True
-                self._inbox.appendleft(_Told(StatusCode.FEED_UP, "delivers"))
+                self._intake.tell(StatusCode.FEED_UP, f"{self._options.target} delivers", self._clock())
             elif action is Do.DOWN:
-                self._lost_ns = now_ns
-                self._inbox.appendleft(_Told(StatusCode.FEED_DOWN, self._session.why))
+                self._intake.tell(StatusCode.FEED_DOWN, self._session.why, self._clock())
+
+    def send(self, data: bytes, now_ns: int) -> None:
+        """See `fix_owner.Owner`."""
+        if self._wire is not None:
+            self._wire.send(data)
+            if self._witness is not None:
+                self._witness.sent(data, now_ns)
+
+    def logged_on(self, now_ns: int) -> None:
+        """See `fix_owner.Owner`."""
+        self._numbers.sync()
+        self._obey(self._session.logged_in(now_ns), now_ns)
 
     def opened(self, attempt: int) -> None:
         """See `fix_wire.Owner`."""
@@ -392,6 +259,9 @@ class FixSource:
             now_ns = self._clock()
             if self._session.connects:
                 self._monitor.health.reconnected(now_ns)
+            if self._witness is not None:
+                url = f"{'tls' if self._tls else 'tcp'}://{self._options.host}:{self._options.port}"
+                self._witness.connected(now_ns, url=url, again=self._intake.was_up)
             self._obey(self._session.opened(now_ns), now_ns)
 
     def received(self, attempt: int, data: bytes) -> None:
@@ -400,10 +270,11 @@ class FixSource:
             return
         now_ns = self._clock()
         self.bytes_received += len(data)
-        batch = self._reader.feed(data, now_ns)
-        if len(batch.frames):
-            self._session.message(now_ns)
-            self._inbox.append(_Piece(attempt, batch.buffer, batch.frames, self._reader.heads))
+        piece = self._intake.cut(data, now_ns)
+        if piece is not None:
+            if len(piece.frames):
+                self._session.message(now_ns)
+            self._inbox.append(_Arrived(attempt, piece))
         self._count_errors(now_ns)
 
     def ended(self, attempt: int, verdict: Verdict) -> None:
@@ -411,42 +282,21 @@ class FixSource:
         if attempt == self._attempt:
             self._inbox.append(_Ended(attempt, verdict))
 
-    def _lost(self, verdict: Verdict, now_ns: int) -> None:
+    def lost(self, verdict: Verdict, now_ns: int) -> None:
+        """See `fix_owner.Owner`."""
         self._monitor.health.errors(now_ns)
         self._obey(self._session.lost(now_ns, verdict), now_ns)
 
     def _give_up(self, now_ns: int) -> None:
         wire, self._wire = self._wire, None
-        if not self._lost_ns:
-            self._lost_ns = now_ns
         self._attempt += 1  # whatever the old attempt still says concerns nobody
-        self._fix.closed()
-        self._actions.clear()
-        self._reader.clear()
-        self._place.reached = self._fix.expected
+        self._intake.close(now_ns)
+        if self._witness is not None and wire is not None:
+            self._witness.lost(now_ns, self._session.why)
         if self._connecting is not None and not self._connecting.done():
             self._connecting.cancel()
         if wire is not None:
             wire.end()
-
-    def _subscribe(self, now_ns: int) -> None:
-        self._monitor.refused.clear()
-        self._requests.begin()
-        if self._was_up:
-            gone_s = (now_ns - self._lost_ns) / 1e9
-            self._inbox.appendleft(_Told(StatusCode.GAP, f"connected again after {gone_s:.1f} s"))
-            self._gap_before = True
-            self._decoder.doubt()
-        self._monitor.cadence.restart(now_ns)
-        self._ask(now_ns)
-
-    def _ask(self, now_ns: int) -> None:
-        self._asked_at = self._fix.seen
-        for request in self._requests.subscribe():
-            self._decoder.request(request.number.encode(), request.symbol)
-            seq, send = self._fix.request(MARKET_DATA_REQUEST, request.body, now_ns)
-            self._requests.sent(request.number, seq)
-            self._actions.append(send)
 
     # -- how it does
 
@@ -455,7 +305,8 @@ class FixSource:
         stale, warnings = self._monitor.look(now_ns)
         if stale:
             self._obey(self._session.silent(now_ns, stale), now_ns)
-        self._inbox.extend(_Told(StatusCode.FEED_DEGRADED, warning) for warning in warnings)
+        for warning in warnings:
+            self._intake.tell(StatusCode.FEED_DEGRADED, warning, self._clock())
 
     def _count(self, now_ns: int) -> None:
         self._count_errors(now_ns)
@@ -466,7 +317,7 @@ class FixSource:
                 "duplicates": fix.duplicates,
                 "rejected": fix.rejected,
                 "resends_asked": fix.resends_asked,
-                "missed": self._missed,
+                "missed": self._intake.missed,
                 "overflows": fix.overflows,
             }
         )
@@ -489,11 +340,18 @@ class FixSource:
         if self._session.state is not State.CLOSED:
             self._place.settle(now_ns)
             for action in self._fix.leave("the feed is closed", now_ns):
-                if isinstance(action, Send) and self._wire is not None:
-                    self._wire.send(action.data)
+                if isinstance(action, Send):
+                    self.send(action.data, now_ns)
             self._count(now_ns)
             self._obey(self._session.stop(now_ns), now_ns)
             for _ in range(CLOSING_TURNS):
                 self._loop.turn()
         self._loop.close()
         self._numbers.close()
+
+
+def _secrets(spec: FeedSpec, options: FixOptions, login: tuple[str, str]) -> list[str]:
+    """What a capture must not hold: the password, and the user unless the settings, which stand there, say it too."""
+    user, password = login
+    plain = (options.sender, options.target, options.sender_sub, options.target_sub, *spec.symbols)
+    return [password] if any(user in one for one in plain) else [user, password]

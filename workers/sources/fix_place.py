@@ -4,7 +4,8 @@
     handed out   the same at the end of the last poll; at the next one its records are in the ring: the file is told
 
 What a kill leaves between ring and file is settled at the next start by the ring: the newest record of this feed there
-says which message it came from, and whether it was its last. Kept by workers/sources/fix.py; it sends nothing.
+says which message it came from, and whether it was its last. Kept by workers/sources/fix.py and
+fix_intake.py; it sends nothing.
 """
 
 from __future__ import annotations
@@ -19,17 +20,20 @@ from workers.resume import Newest
 
 
 class Place:
-    """See the module. `reached` is set by the owner."""
+    """See the module. `reached` is set by the owner.
+
+    `skip`: number of a message and how many of its records are in the ring already; (0, 0) = there is none.
+    """
 
     def __init__(self, numbers: Numbers, newest: Callable[[int, int], Newest | None] | None) -> None:
         """Bring the stored number to where the ring is (`newest`: workers.source.SourceContext)."""
         self._numbers = numbers
-        self._skip = (0, 0)  # of this message, so many records are in the ring already
+        self.skip = (0, 0)
         found = newest(numbers.settled_ns, numbers.reset_ns) if newest is not None else None
         if found is not None and found.source_sequence >= numbers.next_in:
             numbers.settle(found.source_sequence + found.complete, numbers.settled_ns)
             if not found.complete:
-                self._skip = (found.source_sequence, found.records)
+                self.skip = (found.source_sequence, found.records)
         self.reached = self._handed_out = numbers.next_in
 
     def settle(self, now_ns: int) -> None:
@@ -43,13 +47,13 @@ class Place:
 
     def without_published(self, records: np.ndarray) -> np.ndarray:
         """Leave out what a killed worker had published of the message that it was at. Works in place."""
-        number, left = self._skip
+        number, left = self.skip
         if not left:
             return records
         same = np.flatnonzero(records["source_sequence"] == number)
         dropped = min(left, len(same))
         beyond = bool((records["source_sequence"] != number).any())
-        self._skip = (number, 0 if beyond else left - dropped)
+        self.skip = (number, 0 if beyond else left - dropped)
         if not dropped:
             return records
         kept = np.ones(len(records), bool)
