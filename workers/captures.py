@@ -23,7 +23,7 @@ log = logging.getLogger("capture")
 COUNT_EVERY_NS: Final = 1_000_000_000
 _COUNTED: Final = ("messages", "bytes", "dropped")
 NOT_LIVE: Final = ("simulated", "mock", "replay")  # sources that have no wire
-WIRED: Final = ("websocket", "fix", "multicast", "yahoo", "alpha_vantage", "fred")  # sources that tell of it
+WIRED: Final = ("websocket", "fix", "multicast", "yahoo", "alpha_vantage", "fred", "ibkr")  # sources that tell of it
 
 
 def why_not(source: str) -> str:

@@ -14,6 +14,7 @@ import pytest
 
 from shm.layout import Flag, RecordType, Source, concatenate, empty
 from shm.ring import RingReader
+from tests.ports import free_port
 from tests.system.engine_process import DEADLINE_S, ROOT, EngineProcess, wait_for
 from tests.system.test_cli import cli
 from tests.unit.test_websocket_source import of
@@ -150,10 +151,8 @@ def test_an_engine_whose_worker_is_killed_captures_what_it_published(
 
 
 def test_a_vendor_that_is_not_there_is_said_and_nothing_was_captured(tmp_path: Path) -> None:
-    with VendorServer({}) as vendor:
-        gone = vendor.base
-    path = config(tmp_path, gone)
-    done = cli("capture", "--config", path, "--feed", "charts", "--out", str(tmp_path / "wire"), "--for", "1s")
+    path = config(tmp_path, f"http://127.0.0.1:{free_port()}")
+    done = cli("capture", "--config", path, "--feed", "charts", "--out", str(tmp_path / "wire"), "--for", "4s")
     assert done.returncode == 1
     assert "captured 0 messages" in done.stdout
     assert "tickengine capture: charts: Cannot connect to host 127.0.0.1" in done.stderr

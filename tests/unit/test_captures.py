@@ -37,6 +37,7 @@ def test_every_feed_that_can_be_is_captured_and_no_other(
         assert made.wire_of(spec("a", "websocket")) is not None
         assert made.wire_of(spec("b", "yahoo", "tick")) is not None
         assert made.wire_of(spec("f", "fix", "trade")) is not None
+        assert made.wire_of(spec("i", "ibkr", "trade")) is not None
         for source, kind in (("yahoo", "bar"), ("fred", "tick"), ("alpha_vantage", "bar")):
             assert made.wire_of(spec("p", source, kind)) is not None
         for source, kind in (("replay", "trade"), ("simulated", ""), ("mine", "")):

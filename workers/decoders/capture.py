@@ -51,6 +51,7 @@ CAPTURED: Final = {
     "yahoo": ("workers.sources.polled_replay", "yahoo_replay"),
     "alpha_vantage": ("workers.sources.polled_replay", "PolledReplay"),
     "fred": ("workers.sources.polled_replay", "PolledReplay"),
+    "ibkr": ("workers.sources.ibkr_replay", "IbkrReplay"),
 }
 _PROBE_DATAGRAMS: Final = 4096
 _PROTOCOL_TITLES: Final = {

@@ -22,12 +22,9 @@ from collections.abc import Callable
 from importlib.util import find_spec
 from typing import Any, Final
 
-import msgspec
 import numpy as np
 
-from shm.layout import Source as SourceCode
 from shm.layout import StatusCode
-from shm.ring import status_record
 from workers.errors import SettingsError
 from workers.feed_health import FeedHealth
 from workers.session import CONNECTED, Do, Session, State, Verdict
@@ -36,6 +33,7 @@ from workers.sources.ibkr_codes import Effect, Meaning, effect_of, farm_of
 from workers.sources.ibkr_contracts import describe_all
 from workers.sources.ibkr_link import Address, Link
 from workers.sources.ibkr_market import Market
+from workers.sources.ibkr_notes import Notes
 from workers.sources.ibkr_options import MARKET_DATA, IbkrOptions, streams_of
 from workers.sources.ibkr_records import Records
 from workers.sources.ibkr_remarks import Remarks
@@ -52,13 +50,6 @@ REPORT_EVERY_NS: Final = 1_000_000_000
 AGAIN_WAIT_S: Final = 5.0  # between two requests for a stream that ends at once
 LOOK_UP_CODE: Final = 2158  # the farm of contract details is up
 _NO_TICK_BY_TICK: Final = (10189, 10190)
-
-
-class Told(msgspec.Struct, frozen=True):
-    """Something to say about the feed, in its place among the records."""
-
-    code: StatusCode
-    text: str
 
 
 class IbkrSource:
@@ -85,17 +76,18 @@ class IbkrSource:
         described = describe_all(spec.name, spec.symbols, options.contracts)
         streams = streams_of(context, options, described)
         self._clock = clock
-        self._inbox: deque[bytes | Told] = deque()
+        self._inbox: deque[bytes] = deque()
         self._loop = PolledLoop()
         self.fd = self._loop.fd
         client_id = options.client_id or FIRST_CLIENT_ID + spec.feed_id
         self._address = Address(
             options.host, options.port, client_id, options.requests_per_s, options.max_message_bytes
         )
-        self._requests = Requests(streams, described, options.wanted(), send=self._send)
+        self._requests = Requests(streams, described, options.wanted(), send=self._send, over=self._over)
         self._records = Records(spec.feed_id, min(options.depth_rows, 255), put=self._inbox.append, alive=self._alive)
         self._market = Market(self._requests.stream_of, self._requests.streams, self._records)
-        self._link = Link(self._address, self, self._market, loop=self._loop, clock=clock)
+        self._notes = Notes(context.wire)
+        self._link = Link(self._address, self, self._market, loop=self._loop, clock=clock, notes=self._notes)
         self._quote_due_ns: int | None = None
         self._session = Session(
             random.Random(f"{spec.name} {context.epoch}"), limits=options.limits(len(spec.symbols)), login=True
@@ -151,16 +143,7 @@ class IbkrSource:
         inbox = self._inbox
         taken: list[bytes] = []
         while inbox and count + len(taken) < len(out):
-            item = inbox.popleft()
-            if isinstance(item, Told):
-                item = status_record(
-                    item.code,
-                    text=item.text,
-                    feed_id=self._spec.feed_id,
-                    source=SourceCode.IBKR,
-                    ts_event=self._clock(),
-                )
-            taken.append(item)
+            taken.append(inbox.popleft())
         if taken:
             out[count : count + len(taken)].view(np.uint8)[:] = np.frombuffer(b"".join(taken), np.uint8)
         return count + len(taken)
@@ -177,7 +160,7 @@ class IbkrSource:
         return self._is_open and not self._cut and not self._put_off
 
     def _tick(self, now_ns: int) -> None:
-        self._now_ns = now_ns
+        self._due_quotes(now_ns)
         if now_ns >= self._next_look_ns:
             self._look(now_ns)
         self._obey(self._session.tick(now_ns, expected=self._expected), now_ns)
@@ -191,13 +174,12 @@ class IbkrSource:
                 self._looked_up(lookup.symbol, why)
         if self._asks:
             for stream in self._requests.ask(now_ns, self._records.last_bar_ns):
+                self._notes.asked(stream, now_ns)
                 self._records.begin(stream, now_ns)
         ping_ns = round(self._options.ping_s * 1e9)
         if self._session.state in CONNECTED and now_ns - max(self._message_ns, self._pinged_ns) >= ping_ns:
             self._pinged_ns = now_ns
             self._send(lambda client: client.reqCurrentTime())
-        if self._quote_due_ns is not None and now_ns >= self._quote_due_ns:
-            self.packet_over(now_ns)
 
     def _look(self, now_ns: int) -> None:
         """Once a second: who is silent, what is to be warned of."""
@@ -219,8 +201,17 @@ class IbkrSource:
             for warning in self._health.warnings(now_ns, "" if self._silence.whole else self._silence.why):
                 self._tell(StatusCode.FEED_DEGRADED, warning)
 
+    def _due_quotes(self, now_ns: int) -> None:
+        """It is now; the quotes that were due until then come before whatever happens now."""
+        self._now_ns = now_ns
+        if self._quote_due_ns is not None and now_ns >= self._quote_due_ns:
+            self.packet_over(now_ns)
+
     def _send(self, send: Callable[[Any], None]) -> None:
         self._link.request(send)
+
+    def _over(self, stream: Stream, request: int) -> None:
+        self._notes.over(stream, request, self._now_ns)
 
     # -- what the session says
 
@@ -233,6 +224,7 @@ class IbkrSource:
                 self._subscribe(now_ns)
             elif action is Do.CLOSE:
                 self._cut, self._farms = "", set()
+                self._notes.lost(now_ns, self._session.why)
                 self._link.close()
                 self._requests.forget()
             elif action is Do.UP:
@@ -256,12 +248,14 @@ class IbkrSource:
         """Something was missed of all that had come."""
         self.gaps += 1
         self._health.gaps(now_ns)
+        self._notes.gap(text, now_ns)
         self._tell(StatusCode.GAP, text)
         for stream in self._requests.streams:
             stream.gap_before = stream.had_data
         self._silence.restart(now_ns)
 
     def _lost(self, now_ns: int, verdict: Verdict) -> None:
+        self.packet_over(now_ns)  # nothing more will come of it
         self._health.errors(now_ns)
         self._obey(self._session.lost(now_ns, verdict), now_ns)
 
@@ -269,25 +263,24 @@ class IbkrSource:
         if code is not StatusCode.FEED_UP:
             log.warning("feed %s: %s: %s", self._spec.name, code.name.lower(), text)
         self._told += 1
-        self._inbox.append(Told(code, text))
+        self._records.tell(code, text, self._now_ns)
 
     # -- what the link says
 
     def _alive(self, stream: Stream) -> None:
         """The stream speaks."""
-        if stream.step is Step.ASKED:
-            stream.step, stream.note, stream.had_data = Step.LIVE, "", True
-            self._put_off = False
-        elif stream.step is not Step.LIVE:
-            return  # a quote that was held until its request had ended
+        if not stream.spoke():
+            return
+        self._put_off = False
         self._heard.add(stream.instrument_id)
         if self._session.state is not State.LIVE:
             self._cut = ""
             self._obey(self._session.heard(self._now_ns), self._now_ns)
 
-    def opened(self) -> None:
+    def opened(self, version: int) -> None:
         """See `Events`."""
         now_ns = self._clock()
+        self._notes.connected(now_ns, f"tcp://{self._address.host}:{self._address.port}", version, again=self._was_up)
         if self._session.connects:
             self._health.reconnected(now_ns)
         self._obey(self._session.opened(now_ns), now_ns)
@@ -295,15 +288,18 @@ class IbkrSource:
     def ready(self) -> None:
         """See `Events`."""
         now_ns = self._clock()
+        self._due_quotes(now_ns)
         self._obey(self._session.logged_in(now_ns), now_ns)
 
     def ended(self, verdict: Verdict) -> None:
         """See `Events`."""
-        self._lost(self._clock(), verdict)
+        self._now_ns = now_ns = self._clock()
+        self._lost(now_ns, verdict)
 
     def received(self, now_ns: int, size_bytes: int) -> None:
         """See `Events`."""
-        self._now_ns = self._message_ns = now_ns
+        self._due_quotes(now_ns)
+        self._message_ns = now_ns
         self.bytes_received += size_bytes
         self._session.message(now_ns)
         self._health.messages(now_ns, 1)
@@ -417,8 +413,8 @@ class IbkrSource:
                 wait_s = AGAIN_WAIT_S
             if stream.note != said:
                 self._tell(StatusCode.FEED_DEGRADED, f"{stream}: {meaning.text} ({code})")
-            self._requests.ask_later(stream, now_ns, wait_s, said)
             stream.gap_before = stream.had_data
+            self._requests.ask_later(stream, now_ns, wait_s, said)
             self._judge_put_off()
             if self._put_off:
                 self._obey(self._session.silent(now_ns, said), now_ns)
@@ -472,6 +468,10 @@ class IbkrSource:
 
     def close(self) -> None:
         """See `Source.close`."""
+        if self._session.state is State.CLOSED:
+            return
+        if self._session.connected:
+            self._notes.lost(self._now_ns, "closed")
         self._session.stop(self._clock())
         self._link.close()
         self._loop.turn()

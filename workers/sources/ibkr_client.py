@@ -30,6 +30,8 @@ logging.getLogger("ib_async").setLevel(logging.CRITICAL)
 
 # Messages that mean something to a feed; all others that TWS may send are passed over.
 _WANTED: Final = frozenset((1, 2, 4, 9, 10, 12, 13, 14, 15, 17, 18, 46, 49, 50, 52, 58, 81, 84, 90, 99))
+_KNOWN: Final = frozenset(Decoder(None, 0).handlers)  # type: ignore[arg-type]  # it decodes nothing
+_PASSED_OVER: Final = frozenset(str(kind).encode() for kind in _KNOWN - _WANTED)  # orders, accounts: never captured
 
 
 class MarketDataClient(Client):
@@ -65,13 +67,17 @@ class MarketDataClient(Client):
                 break
             if len(rest) - at < 4 + size:
                 break
-            self._read(bytes(rest[at : at + 4 + size]))
+            message = bytes(rest[at : at + 4 + size])
+            if wire.captures and self._serverVersion and message[4:8].partition(b"\0")[0] not in _PASSED_OVER:
+                wire.captured(message[4:])
+            self.read(message)
             at += 4 + size
         del rest[:at]
         if not wire.dead:
             wire.processed()
 
-    def _read(self, message: bytes) -> None:
+    def read(self, message: bytes) -> None:
+        """One whole message, with its length."""
         if not message.endswith(b"\0"):
             self.wire.complaint(f"a message without its end: {message[4:44]!r}")
         else:
@@ -81,6 +87,22 @@ class MarketDataClient(Client):
                 self.wire.complaint(f"{error} in {message[4:44]!r}")
         if not self._serverVersion and not self.wire.dead:
             self.wire.end(Verdict(f"the handshake is answered with {message[4:44]!r}: that is not TWS's protocol"))
+
+    def take_up(self, version: int) -> None:
+        """As after a handshake and a login, without a socket: for a replay."""
+        self._serverVersion = self.decoder.serverVersion = version
+        self.connState, self._apiReady = self.CONNECTED, True
+
+    def startApi(self) -> None:  # noqa: N802  ib_async's name
+        """TWS has answered the handshake."""
+        self.wire.version = self._serverVersion
+        super().startApi()  # type: ignore[no-untyped-call]
+
+    def _prefix(self, msg: bytes) -> bytes:
+        if self.wire.captures and self._apiReady:  # before that come the versions and the client id
+            self.wire.sent(msg)
+        framed: bytes = super()._prefix(msg)  # type: ignore[no-untyped-call]
+        return framed
 
     def _fault(self, _: Any, error: Exception) -> None:
         self.wire.failed(error)
@@ -104,14 +126,13 @@ class _Decoder(Decoder):
     def __init__(self, wire: Wire) -> None:
         super().__init__(wire, 0)  # type: ignore[arg-type]  # a wrapper is what has the methods
         self.logger = _Complaints(wire)
-        self._known = frozenset(self.handlers)
         self.handlers = {number: handler for number, handler in self.handlers.items() if number in _WANTED}
 
     def interpret(self, fields: list[str]) -> None:
         number = int(fields[0]) if fields and fields[0].isdecimal() and len(fields[0]) < 6 else -1
         if number in self.handlers:
             super().interpret(fields)  # type: ignore[no-untyped-call]
-        elif number not in self._known:
+        elif number not in _KNOWN:
             self.logger.error("a message of kind %.20r", fields[0] if fields else "")
 
 

@@ -20,6 +20,7 @@ from typing import Any, Final
 
 from workers.session import Verdict
 from workers.sources.ibkr_market import Market
+from workers.sources.ibkr_notes import Notes
 from workers.sources.ibkr_wire import MAX_REASON_CHARS, Events, Wire
 from workers.sources.polled_loop import PolledLoop
 
@@ -41,7 +42,14 @@ class Link:
     """See the module. `fault` is an error of our own on the way of a message, which no library may swallow."""
 
     def __init__(
-        self, address: Address, events: Events, market: Market, *, loop: PolledLoop, clock: Callable[[], int]
+        self,
+        address: Address,
+        events: Events,
+        market: Market,
+        *,
+        loop: PolledLoop,
+        clock: Callable[[], int],
+        notes: Notes,
     ) -> None:
         """Nothing is connected yet."""
         self._address = address
@@ -49,6 +57,7 @@ class Link:
         self._market = market
         self._loop = loop
         self._clock = clock
+        self._notes = notes
         self._wire: Wire | None = None
         self._client: Any = None  # of the wire, once there is one
         self._task: asyncio.Task[None] | None = None
@@ -62,7 +71,7 @@ class Link:
     def open(self) -> None:
         """Begin an attempt; how it goes the events tell."""
         self.close()
-        self._wire = Wire(self._events, self._market, self._failed, self._clock)
+        self._wire = Wire(self._events, self._market, self._failed, self._clock, self._notes)
         self._task = self._loop.spawn(self._connect(self._wire))
         self._task.add_done_callback(self._done)
 

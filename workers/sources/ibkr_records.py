@@ -17,12 +17,14 @@ import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from operator import itemgetter
 from typing import Any, Final
 
 import numpy as np
 
-from shm.layout import RECORD, Action, Flag, RecordType, Side, Source
+from shm.layout import RECORD, Action, Flag, RecordType, Side, Source, StatusCode
 from shm.message import news_pieces
+from shm.ring import status_record
 from workers.sources.ibkr_streams import Stream, Way
 
 HOLD_NS: Final = 10_000_000
@@ -129,7 +131,7 @@ class Records:
         self._one: Any = self._row[0]
         self._feed_id = feed_id
         self._sides: dict[Stream, Sides] = {}
-        self._changed: set[Stream] = set()  # whose quotes are still to be made
+        self._changed: dict[Stream, None] = {}  # whose quotes are still to be made, in the order of their changes
         self._books: dict[Stream, Book] = {}
         self._bars: dict[Stream, tuple[int, tuple[float, ...]]] = {}  # the open one of 60 s: start and values
         self._last_bar: dict[Stream, int] = {}  # start of the last one that was made
@@ -137,7 +139,7 @@ class Records:
     def begin(self, stream: Stream, now_ns: int) -> None:
         """It was asked for (again): quotes and books begin anew, bars go on after the last one."""
         self._sides.pop(stream, None)
-        self._changed.discard(stream)
+        self._changed.pop(stream, None)
         self._bars.pop(stream, None)
         if self._books.pop(stream, None) is not None:
             self.clear_book(stream, now_ns)
@@ -168,7 +170,7 @@ class Records:
                 if sides.told >> side & 1:
                     self._make_quote(stream, sides)  # of the moment before
                 sides.tell(side, price, size, ts_receive)
-                self._changed.add(stream)
+                self._changed[stream] = None
         elif stream.volumeless and tick_type in _LAST:
             for kind in stream.types:
                 if kind in _PRINTS.values():
@@ -179,20 +181,21 @@ class Records:
         """A size of an aggregate."""
         side, sides = _SIDE_OF_SIZE.get(tick_type), self._sides.get(stream)
         if side is not None and sides is not None and sides.resize(side, size, ts_receive):
-            self._changed.add(stream)
+            self._changed[stream] = None
 
     def quotes(self, now_ns: int) -> int | None:
-        """Make the aggregates' quotes that are due, after each packet; returns when the next one is; None = none."""
-        next_ns = None
-        for stream in tuple(self._changed):
-            sides = self._sides[stream]
-            due_ns = sides.due_ns
+        """Make the aggregates' quotes that are due; returns when the next one is; None = none.
+
+        To be called after each packet, and at its time before whatever comes next: then how often it is called in
+        between makes no difference, and a capture replays to the same quotes.
+        """
+        waiting = sorted(((self._sides[stream].due_ns, stream) for stream in self._changed), key=itemgetter(0))
+        for due_ns, stream in waiting:
             if due_ns > now_ns:
-                next_ns = due_ns if next_ns is None else min(next_ns, due_ns)
-                continue
-            self._make_quote(stream, sides)
-            self._changed.discard(stream)
-        return next_ns
+                return due_ns
+            del self._changed[stream]
+            self._make_quote(stream, self._sides[stream])
+        return None
 
     def _make_quote(self, stream: Stream, sides: Sides) -> None:
         sides.told = 0
@@ -328,6 +331,13 @@ class Records:
             self._done(stream, last=last)
 
     # -- what all have
+
+    def tell(self, code: StatusCode, text: str, now_ns: int) -> None:
+        """Something to say about the feed, in its place among the records; `alive` may do so, before its record."""
+        told = status_record(code, text=text, feed_id=self._feed_id, source=Source.IBKR, ts_event=now_ns)
+        row = np.frombuffer(told, RECORD).copy()
+        row["ts_receive"] = now_ns
+        self._put(row.tobytes())
 
     def speaks(self, stream: Stream) -> None:
         """A sign of life that is no record."""

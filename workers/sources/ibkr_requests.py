@@ -60,14 +60,23 @@ class Requests:
         due_ns: when `ask` has something to do.
     """
 
-    def __init__(self, streams: list[Stream], described: dict[str, Description], wanted: Wanted, *, send: Send) -> None:
-        """Nothing is asked for yet."""
+    def __init__(
+        self,
+        streams: list[Stream],
+        described: dict[str, Description],
+        wanted: Wanted,
+        *,
+        send: Send,
+        over: Callable[[Stream, int], None],
+    ) -> None:
+        """Nothing is asked for yet. `over` is told which stream's request has ended while the connection goes on."""
         self.streams = streams
         self.refused: dict[str, str] = {}
         self.hours: dict[str, Hours] = {}
         self._described = described
         self._wanted = wanted
         self._send = send
+        self._over = over
         self._pace = Pace()
         self._next = FIRST_REQUEST
         self._running: dict[int, Stream] = {}
@@ -103,10 +112,10 @@ class Requests:
 
     def again(self, now_ns: int) -> None:
         """TWS has lost the subscriptions, the connection is there: ask for all streams that were not refused."""
-        self._running.clear()
         for stream in self.streams:
+            self._stop(stream)
             if stream.step is not Step.REFUSED:
-                stream.step, stream.request, stream.due_ns, stream.note = Step.WAITS, 0, now_ns, ""
+                stream.step, stream.due_ns, stream.note = Step.WAITS, now_ns, ""
         self.due_ns = now_ns
 
     # -- contracts
@@ -222,13 +231,13 @@ class Requests:
 
     def refuse(self, stream: Stream, why: str) -> None:
         """TWS does not give it."""
-        self._running.pop(stream.request, None)
-        stream.step, stream.note, stream.request = Step.REFUSED, why, 0
+        self._stop(stream)
+        stream.step, stream.note = Step.REFUSED, why
         self.refused[str(stream)] = why
 
     def replace_by_aggregate(self, stream: Stream, now_ns: int) -> Stream:
         """Tick by tick is not to be had for it: the symbol's aggregate brings its types too. Returns that."""
-        self._running.pop(stream.request, None)
+        self._stop(stream)
         self.streams.remove(stream)
         for other in self.streams:
             if other.symbol == stream.symbol and other.way is Way.AGGREGATE:
@@ -250,9 +259,17 @@ class Requests:
         return (stream for stream in self.streams if stream.step is Step.WAITS)
 
     def _end(self, stream: Stream) -> None:
-        if self._running.pop(stream.request, None) is not None:
-            self._send(partial(self._cancel, stream=stream, number=stream.request))
-        stream.request = 0
+        number = stream.request
+        if self._stop(stream):
+            self._send(partial(self._cancel, stream=stream, number=number))
+
+    def _stop(self, stream: Stream) -> bool:
+        """What still comes for its request is nobody's; False = none ran."""
+        number, stream.request = stream.request, 0
+        if self._running.pop(number, None) is None:
+            return False
+        self._over(stream, number)
+        return True
 
     def _number(self) -> int:
         self._next += 1

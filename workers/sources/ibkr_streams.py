@@ -87,6 +87,12 @@ class Stream:
     delayed: bool = False
     volumeless: bool = False
 
+    def spoke(self) -> bool:
+        """A record has come of it. False = it was held until the request had ended, and says nothing about the next."""
+        if self.step is Step.ASKED:
+            self.step, self.note, self.had_data = Step.LIVE, "", True
+        return self.step is Step.LIVE
+
     def __str__(self) -> str:
         """As people call it: "quote of AAPL"."""
         return f"{'/'.join(self.types)} of {self.symbol}"

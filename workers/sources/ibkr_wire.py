@@ -12,6 +12,7 @@ from typing import Any, Final, Protocol
 
 from workers.session import Verdict
 from workers.sources.ibkr_market import Market
+from workers.sources.ibkr_notes import Notes
 
 MAX_REASON_CHARS: Final = 200
 
@@ -19,8 +20,8 @@ MAX_REASON_CHARS: Final = 200
 class Events(Protocol):
     """What the source hears. `request` is the number that it gave the request; times in ns."""
 
-    def opened(self) -> None:
-        """TWS has answered the handshake."""
+    def opened(self, version: int) -> None:
+        """TWS has answered the handshake, with the version of the protocol that it speaks."""
 
     def ready(self) -> None:
         """TWS takes requests."""
@@ -48,7 +49,10 @@ class Events(Protocol):
 
 
 class Wire:
-    """See the module. Once `dead` it tells nobody anything; `was_ready`: TWS took requests; `throttled`: some wait."""
+    """See the module. Once `dead` it tells nobody anything; `was_ready`: TWS took requests; `throttled`: some wait.
+
+    `version` of the protocol, once TWS has said it; `captures`: somebody writes down what goes over the wire.
+    """
 
     def __init__(
         self,
@@ -56,21 +60,33 @@ class Wire:
         market: Market,
         failed: Callable[[BaseException], None],
         clock: Callable[[], int],
+        notes: Notes,
     ) -> None:
-        """`failed` takes errors of our own; `clock` stamps what arrives."""
+        """`failed` takes errors of our own; `clock` stamps what arrives; `notes` are told what goes over the wire."""
         self.dead = False
+        self.version = 0
+        self.captures = notes.on
         self.was_ready = False
         self.throttled = False
         self._events = events
         self._market = market
         self.failed = failed
         self._clock = clock
+        self._notes = notes
         self._now_ns = 0
 
     def arrived(self, size_bytes: int) -> None:
         """Bytes have come."""
         self._now_ns = self._market.now_ns = self._clock()
         self._events.received(self._now_ns, size_bytes)
+
+    def captured(self, body: bytes) -> None:
+        """A whole message that concerns the feed, before anything is done about it."""
+        self._notes.received(body, self._now_ns)
+
+    def sent(self, body: bytes) -> None:
+        """A request goes out."""
+        self._notes.sent(body, self._clock())
 
     def processed(self) -> None:
         """What they said has been told."""
@@ -102,7 +118,7 @@ class Wire:
     # -- called by ib_async
 
     def connectAck(self) -> None:
-        self._events.opened()
+        self._events.opened(self.version)
 
     def connectionClosed(self) -> None:
         pass  # told by the connection itself, in every state
