@@ -19,7 +19,8 @@ import msgspec
 from msgspec import Meta, Struct
 
 from engine.errors import ConfigError
-from engine.settings import Config, FeedSection
+from engine.feed_settings import FeedSection
+from engine.settings import Config
 from engine.stores import check_addresses
 
 SECTIONS: Final[dict[str, type[Struct]]] = {
@@ -48,17 +49,6 @@ GATEWAY_BELOW_HTTP: Final = 200  # ports: 8600 beside 8800
 
 _TRUE: Final = frozenset({"1", "true", "yes", "on"})
 _FALSE: Final = frozenset({"0", "false", "no", "off"})
-_UNITS: Final = {
-    "": 1,
-    "k": 10**3,
-    "m": 10**6,
-    "g": 10**9,
-    "t": 10**12,
-    "ki": 2**10,
-    "mi": 2**20,
-    "gi": 2**30,
-    "ti": 2**40,
-}
 
 
 def load(path: Path | str | None, env: Mapping[str, str], overrides: Mapping[str, Any] | None = None) -> Config:
@@ -87,14 +77,6 @@ def load(path: Path | str | None, env: Mapping[str, str], overrides: Mapping[str
     config = draft.finish()
     _check_together(config)
     return config
-
-
-def parse_bytes(text: str) -> int:
-    """Bytes of a size such as "4GB", "512MiB", "1.5g" or "1000000" (decimal units unless they have an i)."""
-    lowered = text.strip().lower()
-    number = lowered.rstrip("bkmgti ")
-    unit = lowered[len(number) :].strip().removesuffix("b")
-    return int(float(number) * _UNITS[unit])
 
 
 @dataclass

@@ -24,8 +24,9 @@ from engine.console import Console
 from engine.curve import find_keys
 from engine.errors import EXIT_CLEAN, EXIT_INTERRUPTED, ConfigError
 from engine.feeds import hosted, worker_source
+from engine.folders import data_folder, ledger_path, runtime_dir
 from engine.notify import Notifier
-from engine.plan import CONTROL_LABEL, Plan, data_folder, ledger_path, make_plan, missing_files, runtime_dir
+from engine.plan import CONTROL_LABEL, Plan, make_plan, missing_files
 from engine.segments import Segments, make_runtime_dir
 from engine.server import HttpServer, bind, check_free
 from engine.settings import Config

@@ -3,7 +3,7 @@
 Imported late, in the running event loop, because Litestar takes a quarter of a second: workers are spawned before.
 Routes here read what the observer has sampled and the latest-value table; they never touch a ring, never wait for a
 worker, and hold no state; feeds and ingest are in modules of their own. Errors are problem details
-(engine/problems.py), types are in engine/answers.py.
+(engine/problems.py), types are in engine/*_bodies.py.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from litestar.openapi import OpenAPIConfig, ResponseSpec
 from litestar.openapi.plugins import JsonRenderPlugin
 from litestar.params import Parameter
 
-from engine import answers, replies
+from engine import data_bodies, replies, status_bodies
 from engine.exposition import render
 from engine.front import PASSED
 from engine.health import Verdict
@@ -57,13 +57,13 @@ async def page() -> Response[bytes]:
     "/health",
     tags=["state"],
     summary="Is it doing its work, and if not, why",
-    responses={503: ResponseSpec(answers.HealthAnswer, description="unhealthy", generate_examples=False)},
+    responses={503: ResponseSpec(status_bodies.HealthAnswer, description="unhealthy", generate_examples=False)},
 )
-async def health(observer: Observer) -> Response[answers.HealthAnswer]:
+async def health(observer: Observer) -> Response[status_bodies.HealthAnswer]:
     """`status` is the worst of `checks`; 503 when unhealthy."""
     sample, verdict = observer.current(), observer.health()
     fanout = [p for p in sample.processes if p.role == "fanout"]
-    answer = answers.HealthAnswer(
+    answer = status_bodies.HealthAnswer(
         status=replies.word(verdict.verdict),
         engine=observer.config.engine.name,
         messages_processed=sample.published,
@@ -74,7 +74,7 @@ async def health(observer: Observer) -> Response[answers.HealthAnswer]:
         uptime_seconds=round(time.monotonic() - observer.started_s, 3),
         messagebus_connected=bool(fanout) and all(p.alive and p.state.name == "READY" for p in fanout),
         checks=[
-            answers.CheckAnswer(name=check.name, status=replies.word(check.verdict), why=check.why)
+            status_bodies.CheckAnswer(name=check.name, status=replies.word(check.verdict), why=check.why)
             for check in verdict.checks
         ],
     )
@@ -82,29 +82,29 @@ async def health(observer: Observer) -> Response[answers.HealthAnswer]:
 
 
 @get("/live", tags=["state"], summary="Does the control process turn")
-async def live() -> answers.LiveAnswer:
+async def live() -> status_bodies.LiveAnswer:
     """200 as long as anybody answers."""
-    return answers.LiveAnswer()
+    return status_bodies.LiveAnswer()
 
 
 @get(
     "/ready",
     tags=["state"],
     summary="Are all processes ready",
-    responses={503: ResponseSpec(answers.ReadyAnswer, description="not ready", generate_examples=False)},
+    responses={503: ResponseSpec(status_bodies.ReadyAnswer, description="not ready", generate_examples=False)},
 )
-async def ready(observer: Observer) -> Response[answers.ReadyAnswer]:
+async def ready(observer: Observer) -> Response[status_bodies.ReadyAnswer]:
     """503 while a process is starting, waiting for its restart, or stopping."""
     workers = observer.supervisor.workers
     waiting = [label for label, worker in workers.items() if worker.life.phase.value != "running"]
     if observer.stopping and not waiting:
         waiting = ["engine"]
-    answer = answers.ReadyAnswer(status="not ready" if waiting else "ready", waiting_for=waiting)
+    answer = status_bodies.ReadyAnswer(status="not ready" if waiting else "ready", waiting_for=waiting)
     return Response(answer, status_code=503 if waiting else 200)
 
 
 @get("/metrics", tags=["metrics"], summary="Rates, totals, latencies")
-async def metrics(request: Request[Any, Any, Any], observer: Observer) -> Response[answers.MetricsAnswer]:
+async def metrics(request: Request[Any, Any, Any], observer: Observer) -> Response[status_bodies.MetricsAnswer]:
     """JSON; with an Accept of text/plain or openmetrics the Prometheus exposition."""
     accept = request.headers.get("accept", "")
     if any(name in accept for name in _TEXT_FORMATS) and "application/json" not in accept:
@@ -119,20 +119,20 @@ async def metrics_prometheus(request: Request[Any, Any, Any], observer: Observer
 
 
 @get("/processes", tags=["state"], summary="Every process: core, state, heartbeat, lag, rates")
-async def processes(observer: Observer) -> answers.ProcessesAnswer:
+async def processes(observer: Observer) -> status_bodies.ProcessesAnswer:
     """Control process and workers, in order of registration."""
     sample = observer.current()
     listed = [replies.process(observer, sample, view.label) for view in sample.processes]
-    return answers.ProcessesAnswer(processes=listed, count=len(listed))
+    return status_bodies.ProcessesAnswer(processes=listed, count=len(listed))
 
 
 @get("/readers", tags=["state"], summary="Every attached reader: lag and losses")
-async def readers(observer: Observer) -> answers.ReadersAnswer:
+async def readers(observer: Observer) -> status_bodies.ReadersAnswer:
     """Readers that registered, the engine's own and others, and the rings they read."""
     sample = observer.current()
     own = {process.pid: process.label for process in sample.processes if process.alive}
     listed = [
-        answers.ReaderAnswer(
+        status_bodies.ReaderAnswer(
             ring=ring_id,
             label=reader.label,
             pid=reader.pid,
@@ -154,7 +154,7 @@ async def readers(observer: Observer) -> answers.ReadersAnswer:
         entry = sample.entries.get(ring_id)
         earlier = before.rings.get(ring_id) if before is not None else None
         rings.append(
-            answers.RingAnswer(
+            status_bodies.RingAnswer(
                 ring=ring_id,
                 writer=entry.label if entry else "",
                 role=entry.role if entry else "",
@@ -166,7 +166,7 @@ async def readers(observer: Observer) -> answers.ReadersAnswer:
                 rate=observer.history.rate(sample, info.published, earlier.published if earlier else 0),
             )
         )
-    return answers.ReadersAnswer(readers=listed, rings=rings, count=len(listed))
+    return status_bodies.ReadersAnswer(readers=listed, rings=rings, count=len(listed))
 
 
 @get("/symbols", tags=["data"], summary="Every symbol seen")
@@ -174,15 +174,15 @@ async def symbols(
     observer: Observer,
     *,
     detail: Annotated[bool, Parameter(description="with the score of each, and what it follows from")] = False,
-) -> answers.SymbolsAnswer:
+) -> data_bodies.SymbolsAnswer:
     """In order of first sight."""
     known = observer.segments.instruments.symbols()
     scores = symbol_scores(known, observer.segments.ranks) if detail else None
-    return answers.SymbolsAnswer(symbols=known, count=len(known), scores=scores)
+    return data_bodies.SymbolsAnswer(symbols=known, count=len(known), scores=scores)
 
 
 @post("/symbols/{symbol:str}/snapshot", tags=["data"], summary="What is known of a symbol now", status_code=200)
-async def snapshot(observer: Observer, symbol: Symbol) -> Response[answers.SnapshotAnswer]:
+async def snapshot(observer: Observer, symbol: Symbol) -> Response[data_bodies.SnapshotAnswer]:
     """`as_of` lets a reader of the rings go on from here without gap or duplicate. 404 for a symbol never seen."""
     instrument_id = _instrument(observer, symbol)
     try:

@@ -17,7 +17,7 @@ from litestar import Response, get
 from litestar.datastructures import ResponseHeader
 from litestar.params import Parameter
 
-from engine import answers, replies
+from engine import data_bodies, replies
 from engine.archive_client import ArchiveRefused, ArchiveUnavailable
 from engine.l1 import Wanted
 from engine.observer import Observer
@@ -79,7 +79,7 @@ async def data(
     format: Annotated[  # noqa: A002  the interface's name
         Literal["json", "arrow", "parquet"], Parameter(description="arrow: an IPC stream; columns as in the archive")
     ] = "json",
-) -> Response[answers.DataAnswer]:
+) -> Response[data_bodies.DataAnswer]:
     """Oldest first. 404 for a symbol that no tier knows."""
     http = observer.config.http
     most = http.max_data_records if format == "json" else http.max_bulk_records
@@ -137,7 +137,7 @@ def data_headers(answer: Answer) -> dict[str, str]:
 
 
 async def _worded(symbol: str, data_type: str, answer: Answer, source_names: SourceNames) -> bytes:
-    points: list[answers.DataPoint] = []
+    points: list[data_bodies.DataPoint] = []
     for records in _slices(answer.records):
         points += replies.points(records.tobytes(), symbol, source_names)
         if len(records) < len(answer.records):
@@ -157,9 +157,9 @@ def _slices(records: np.ndarray) -> list[np.ndarray]:
     return [records[start:end] for start, end in zip(cuts, [*cuts[1:], len(records)], strict=True) if end > start]
 
 
-def _body(symbol: str, data_type: str, answer: Answer, points: list[answers.DataPoint]) -> bytes:
+def _body(symbol: str, data_type: str, answer: Answer, points: list[data_bodies.DataPoint]) -> bytes:
     return _encode(
-        answers.DataAnswer(
+        data_bodies.DataAnswer(
             symbol=symbol,
             data_type=data_type,
             data=points,
@@ -170,5 +170,5 @@ def _body(symbol: str, data_type: str, answer: Answer, points: list[answers.Data
     )
 
 
-def _respond(body: Any, media_type: str, headers: dict[str, str]) -> Response[answers.DataAnswer]:
+def _respond(body: Any, media_type: str, headers: dict[str, str]) -> Response[data_bodies.DataAnswer]:
     return Response(body, media_type=media_type, headers=headers)

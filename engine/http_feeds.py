@@ -10,7 +10,7 @@ from litestar.handlers import HTTPRouteHandler
 from litestar.openapi import ResponseSpec
 from litestar.params import Parameter
 
-from engine import answers, replies
+from engine import feed_bodies, replies
 from engine.audit import note
 from engine.errors import FeedConflict, FeedError, FeedRefused
 from engine.feeds import ALL_SYMBOLS, Entry
@@ -27,10 +27,10 @@ FeedId = Annotated[str, Parameter(min_length=1, max_length=64, description="feed
 
 
 @get("/feeds", tags=["feeds"], summary="Every feed: state, counts, why")
-async def feeds(observer: Observer) -> answers.FeedsAnswer:
+async def feeds(observer: Observer) -> feed_bodies.FeedsAnswer:
     """The configured feeds, and those added here."""
     listed = [replies.feed(view) for view in observer.feeds()]
-    return answers.FeedsAnswer(
+    return feed_bodies.FeedsAnswer(
         feeds=listed, count=len(listed), total_messages=sum(feed.message_count for feed in listed)
     )
 
@@ -39,11 +39,11 @@ async def feeds(observer: Observer) -> answers.FeedsAnswer:
     "/feeds",
     tags=["feeds"],
     summary="Add a feed; the same request again starts it again if it has failed",
-    responses={200: ResponseSpec(answers.FeedCreated, description="it was there", generate_examples=False)},
+    responses={200: ResponseSpec(feed_bodies.FeedCreated, description="it was there", generate_examples=False)},
 )
 async def create_feed(
-    request: Request[Any, Any, Any], observer: Observer, data: answers.CreateFeed
-) -> Response[answers.FeedCreated]:
+    request: Request[Any, Any, Any], observer: Observer, data: feed_bodies.CreateFeed
+) -> Response[feed_bodies.FeedCreated]:
     """201, or 200 for a feed that was asked for before. A source that can't be had now keeps trying; see its state."""
     try:
         if data.symbol != ALL_SYMBOLS:
@@ -72,7 +72,7 @@ async def create_feed(
     note(request.scope, feed_id=entry.spec.name, did=status, source=data.data_source, symbol=data.symbol)
     if status != "exists":
         observer.feeds_changed(fresh=entry.spec.feed_id)
-    answer = answers.FeedCreated(
+    answer = feed_bodies.FeedCreated(
         status=status,  # type: ignore[arg-type]  # create gives no other words
         feed_id=entry.spec.name,
         symbol=data.symbol,
@@ -82,15 +82,15 @@ async def create_feed(
 
 
 @get("/feeds/{feed_id:str}", tags=["feeds"], summary="One feed")
-async def one_feed(observer: Observer, feed_id: FeedId) -> answers.FeedAnswer:
+async def one_feed(observer: Observer, feed_id: FeedId) -> feed_bodies.FeedAnswer:
     """404 if there is none of that id."""
     return replies.feed(_view(observer, feed_id))
 
 
 @patch("/feeds/{feed_id:str}", tags=["feeds"], summary="Pause or resume a feed, change its data types")
 async def change_feed(
-    request: Request[Any, Any, Any], observer: Observer, feed_id: FeedId, data: answers.ChangeFeed
-) -> answers.FeedAnswer:
+    request: Request[Any, Any, Any], observer: Observer, feed_id: FeedId, data: feed_bodies.ChangeFeed
+) -> feed_bodies.FeedAnswer:
     """Only what is given changes; of a configured feed only the pause, until the engine ends."""
     entry = _entry(observer, feed_id)
     types = tuple(dict.fromkeys(data.data_types)) if data.data_types is not None else None
@@ -104,7 +104,7 @@ async def change_feed(
 
 
 @delete("/feeds/{feed_id:str}", tags=["feeds"], summary="Remove a feed", status_code=200)
-async def remove_feed(observer: Observer, feed_id: FeedId) -> answers.FeedRemoved:
+async def remove_feed(observer: Observer, feed_id: FeedId) -> feed_bodies.FeedRemoved:
     """What it has delivered stays. 422 for a configured feed."""
     entry = _entry(observer, feed_id)
     try:
@@ -112,7 +112,7 @@ async def remove_feed(observer: Observer, feed_id: FeedId) -> answers.FeedRemove
     except FeedError as error:
         raise _refusal(error) from error
     observer.feeds_changed()
-    return answers.FeedRemoved(feed_id=feed_id)
+    return feed_bodies.FeedRemoved(feed_id=feed_id)
 
 
 FEED_ROUTES: Final[tuple[HTTPRouteHandler, ...]] = (feeds, create_feed, one_feed, change_feed, remove_feed)

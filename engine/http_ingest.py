@@ -12,9 +12,9 @@ from typing import Any, Final, Literal
 import msgspec
 from litestar import Request, post
 
-from engine import answers
+from engine import data_bodies
 from engine.audit import note
-from engine.config import parse_bytes
+from engine.byte_size import parse_bytes
 from engine.intake import Intake, Taken
 from engine.observer import Observer
 from engine.problems import Refusal
@@ -41,7 +41,7 @@ MAX_REJECTED: Final = 10_000  # a stream with more is not what it says
     status_code=200,
     request_max_body_size=None,
 )
-async def ingest(request: Request[Any, Any, Any], observer: Observer, intake: Intake) -> answers.IngestAnswer:
+async def ingest(request: Request[Any, Any, Any], observer: Observer, intake: Intake) -> data_bodies.IngestAnswer:
     """What can't be stored is in `rejected`, with its index and the field that is wrong; all the others are stored."""
     form = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if form == LINES:
@@ -53,10 +53,10 @@ async def ingest(request: Request[Any, Any, Any], observer: Observer, intake: In
     note(request.scope, stored=taken.count, rejected=len(taken.rejected))
     if taken.overload and not taken.count:
         raise Refusal(503, taken.rejected[-1][1], {"Retry-After": "1"})
-    return answers.IngestAnswer(
+    return data_bodies.IngestAnswer(
         count=taken.count,
         total_stored=intake.total_stored,
-        rejected=[answers.RejectedPoint(index=index, error=error) for index, error in taken.rejected],
+        rejected=[data_bodies.RejectedPoint(index=index, error=error) for index, error in taken.rejected],
     )
 
 

@@ -14,12 +14,13 @@ from litestar.openapi.spec import OpenAPIMediaType, OpenAPIResponse, OpenAPIType
 from litestar.openapi.spec import Parameter as OpenAPIParameter
 
 from engine.access import changes_state
-from engine.answers import ChangeFeed, ChangeSubscription, CreateFeed, CreateSubscription
+from engine.delivery_settings import HttpSection
+from engine.feed_bodies import ChangeFeed, CreateFeed
 from engine.http_data import MEDIA_TYPES
 from engine.http_ingest import JSON, LINES, MSGPACK
 from engine.http_subscriptions import MAX_BATCH
 from engine.problems import MEDIA_TYPE
-from engine.settings import HttpSection
+from engine.subscription_bodies import ChangeSubscription, CreateSubscription
 from workers.points import Point
 
 _BODIES: Final = (ChangeFeed, ChangeSubscription, CreateFeed, CreateSubscription)

@@ -14,7 +14,7 @@ from litestar.handlers import HTTPRouteHandler
 from litestar.params import Parameter
 from msgspec import Meta
 
-from engine import answers
+from engine import subscription_bodies
 from engine.audit import note
 from engine.errors import SubscriptionConflict, SubscriptionError, SubscriptionRefused
 from engine.observer import Observer
@@ -32,7 +32,7 @@ DATA_TYPES: Final = tuple(TYPE_NAMES[kind] for kind in RecordType if kind is not
 SubscriptionId = Annotated[
     str, Parameter(min_length=1, max_length=64, description="subscription_id, as in GET /subscriptions")
 ]
-SubscriptionList = Annotated[list[answers.CreateSubscription], Meta(min_length=1, max_length=MAX_BATCH)]
+SubscriptionList = Annotated[list[subscription_bodies.CreateSubscription], Meta(min_length=1, max_length=MAX_BATCH)]
 
 _FAILURES: Final = {
     Failure.NONE: "",
@@ -47,17 +47,20 @@ _FAILURES: Final = {
 
 
 @get("/subscriptions", tags=["subscriptions"], summary="Every subscription: what it wants, how its deliveries go")
-async def subscriptions(observer: Observer) -> answers.SubscriptionsAnswer:
+async def subscriptions(observer: Observer) -> subscription_bodies.SubscriptionsAnswer:
     """In order of creation."""
-    listed = [answers.SubscriptionAnswer(**_fields(observer, item)) for item in observer.subscriptions.entries.values()]
-    return answers.SubscriptionsAnswer(subscriptions=listed, count=len(listed))
+    listed = [
+        subscription_bodies.SubscriptionAnswer(**_fields(observer, item))
+        for item in observer.subscriptions.entries.values()
+    ]
+    return subscription_bodies.SubscriptionsAnswer(subscriptions=listed, count=len(listed))
 
 
 @post("/subscriptions", tags=["subscriptions"], summary="Subscribe; with a callback_url, have messages delivered there")
 async def create_subscription(
-    request: Request[Any, Any, Any], observer: Observer, data: answers.CreateSubscription
-) -> answers.SubscriptionCreated:
-    """Every record from now on; see the workers' README for what a receiver gets, and how to verify it."""
+    request: Request[Any, Any, Any], observer: Observer, data: subscription_bodies.CreateSubscription
+) -> subscription_bodies.SubscriptionCreated:
+    """Every record from now on; see workers/WEBHOOKS.md for what a receiver gets, and how to verify it."""
     return (await _create(request, observer, [data]))[0]
 
 
@@ -69,16 +72,18 @@ async def create_subscription(
 )
 async def create_subscriptions(
     request: Request[Any, Any, Any], observer: Observer, data: SubscriptionList
-) -> answers.SubscriptionsCreated:
+) -> subscription_bodies.SubscriptionsCreated:
     """A list of what POST /subscriptions takes."""
     if not 1 <= len(data) <= MAX_BATCH:  # the schema says so; nobody holds a list at the top to it
         raise Refusal(422, f"the body must be a list of 1 to {MAX_BATCH} subscriptions, it has {len(data)}")
     made = await _create(request, observer, data)
-    return answers.SubscriptionsCreated(subscriptions=made, count=len(made))
+    return subscription_bodies.SubscriptionsCreated(subscriptions=made, count=len(made))
 
 
 @get("/subscriptions/{subscription_id:str}", tags=["subscriptions"], summary="One subscription, and its topics")
-async def one_subscription(observer: Observer, subscription_id: SubscriptionId) -> answers.SubscriptionDetail:
+async def one_subscription(
+    observer: Observer, subscription_id: SubscriptionId
+) -> subscription_bodies.SubscriptionDetail:
     """404 if there is none of that id."""
     return _detail(observer, _entry(observer, subscription_id))
 
@@ -92,8 +97,8 @@ async def change_subscription(
     request: Request[Any, Any, Any],
     observer: Observer,
     subscription_id: SubscriptionId,
-    data: answers.ChangeSubscription,
-) -> answers.SubscriptionDetail:
+    data: subscription_bodies.ChangeSubscription,
+) -> subscription_bodies.SubscriptionDetail:
     """What is there already is not added twice, what is not there need not be removed."""
     before = _entry(observer, subscription_id)
     try:
@@ -116,13 +121,15 @@ async def change_subscription(
 
 
 @delete("/subscriptions/{subscription_id:str}", tags=["subscriptions"], summary="Unsubscribe", status_code=200)
-async def remove_subscription(observer: Observer, subscription_id: SubscriptionId) -> answers.SubscriptionRemoved:
+async def remove_subscription(
+    observer: Observer, subscription_id: SubscriptionId
+) -> subscription_bodies.SubscriptionRemoved:
     """What is queued for it is not delivered."""
     try:
         await observer.subscriptions.remove(_entry(observer, subscription_id))
     except SubscriptionError as error:
         raise _refusal(error) from error
-    return answers.SubscriptionRemoved(subscription_id=subscription_id)
+    return subscription_bodies.SubscriptionRemoved(subscription_id=subscription_id)
 
 
 SUBSCRIPTION_ROUTES: Final[tuple[HTTPRouteHandler, ...]] = (
@@ -135,7 +142,7 @@ SUBSCRIPTION_ROUTES: Final[tuple[HTTPRouteHandler, ...]] = (
 )
 
 
-def changed(before: StoredSubscription, data: answers.ChangeSubscription) -> StoredSubscription:
+def changed(before: StoredSubscription, data: subscription_bodies.ChangeSubscription) -> StoredSubscription:
     """A subscription as a PATCH wants it. SubscriptionRefused: it would have no symbols, no types, or too many."""
     gone = set(data.remove_symbols)
     symbols = tuple(dict.fromkeys([*(s for s in before.symbols if s not in gone), *data.add_symbols]))
@@ -162,8 +169,8 @@ def changed(before: StoredSubscription, data: answers.ChangeSubscription) -> Sto
 
 
 async def _create(
-    request: Request[Any, Any, Any], observer: Observer, wanted: list[answers.CreateSubscription]
-) -> list[answers.SubscriptionCreated]:
+    request: Request[Any, Any, Any], observer: Observer, wanted: list[subscription_bodies.CreateSubscription]
+) -> list[subscription_bodies.SubscriptionCreated]:
     now_ns = time.time_ns()
     try:
         made = await observer.subscriptions.create(
@@ -189,7 +196,7 @@ async def _create(
         callbacks=sum(bool(item.callback_url) for item in made),
     )
     return [
-        answers.SubscriptionCreated(
+        subscription_bodies.SubscriptionCreated(
             subscription_id=item.subscription_id, symbols=list(item.symbols), data_types=list(item.data_types)
         )
         for item in made
@@ -203,8 +210,8 @@ def _entry(observer: Observer, subscription_id: str) -> StoredSubscription:
     return entry
 
 
-def _detail(observer: Observer, item: StoredSubscription) -> answers.SubscriptionDetail:
-    return answers.SubscriptionDetail(**_fields(observer, item), topics=list(topics_of(item)))
+def _detail(observer: Observer, item: StoredSubscription) -> subscription_bodies.SubscriptionDetail:
+    return subscription_bodies.SubscriptionDetail(**_fields(observer, item), topics=list(topics_of(item)))
 
 
 def _fields(observer: Observer, item: StoredSubscription) -> dict[str, Any]:

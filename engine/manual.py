@@ -12,7 +12,8 @@ from typing import Any
 import msgspec
 
 from engine.config import ENVIRONMENT, SECTIONS, allowed, metas
-from engine.settings import Config, FeedSection
+from engine.feed_settings import FeedSection
+from engine.settings import Config
 
 _FEED_EXAMPLE = """\
 # One table per feed; with none, and no --replay, the simulated feed runs.

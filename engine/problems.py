@@ -9,15 +9,31 @@ from __future__ import annotations
 import http
 import sys
 import traceback
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
 import msgspec
 from litestar import Request, Response
 from litestar.exceptions import HTTPException, MethodNotAllowedException, ValidationException
-
-from engine.answers import FieldError, Problem
+from msgspec import Meta, Struct, field
 
 MEDIA_TYPE: Final = "application/problem+json"
+
+
+class Problem(Struct, kw_only=True, omit_defaults=True):
+    """RFC 9457 problem details."""
+
+    type: str = field(default="about:blank")
+    title: Annotated[str, Meta(description="what kind of problem")]
+    status: Annotated[int, Meta(description="the HTTP status code")]
+    detail: Annotated[str, Meta(description="what went wrong here, which field and why")]
+    errors: Annotated[list[FieldError], Meta(description="one entry a field")] = field(default_factory=list)
+
+
+class FieldError(Struct, kw_only=True):
+    """One unusable value."""
+
+    field: str
+    why: str
 
 
 class Refusal(HTTPException):

@@ -12,7 +12,7 @@ from typing import Final, Literal
 
 import msgspec
 
-from engine import answers, rates
+from engine import data_bodies, feed_bodies, rates, status_bodies
 from engine.exposition import tier_counts
 from engine.health import Verdict
 from engine.observer import FeedView, Observer, feed_score
@@ -38,12 +38,12 @@ def finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def stats(view: HistogramView) -> answers.LatencyStats:
+def stats(view: HistogramView) -> status_bodies.LatencyStats:
     """Latencies of a histogram, ms."""
-    return answers.LatencyStats(**rates.latency_ms(view))
+    return status_bodies.LatencyStats(**rates.latency_ms(view))
 
 
-def metrics(observer: Observer) -> answers.MetricsAnswer:
+def metrics(observer: Observer) -> status_bodies.MetricsAnswer:
     """GET /metrics."""
 
     sample, history = observer.current(), observer.history
@@ -53,7 +53,7 @@ def metrics(observer: Observer) -> answers.MetricsAnswer:
         held = observer.records_held()
     except ShmError:
         held = 0
-    return answers.MetricsAnswer(
+    return status_bodies.MetricsAnswer(
         messages_per_second=messages,
         data_points_per_second=stored,
         total_messages=sample.published,
@@ -63,11 +63,11 @@ def metrics(observer: Observer) -> answers.MetricsAnswer:
         symbols_tracked=sample.symbols,
         latency_stats=stats(rates.end_to_end(history, sample)),
         hops={name: stats(rates.window(history, sample, name)) for name in HOPS},
-        throughput_stats=answers.ThroughputStats(messages_per_second=messages, data_points_per_second=stored),
+        throughput_stats=status_bodies.ThroughputStats(messages_per_second=messages, data_points_per_second=stored),
         cache_size=held,
         cache_hit_ratio=tiers["L1"].hit_ratio,
         tiers={
-            level: answers.TierAnswer(hits=c.hits, misses=c.misses, down=c.down, hit_ratio=c.hit_ratio)
+            level: status_bodies.TierAnswer(hits=c.hits, misses=c.misses, down=c.down, hit_ratio=c.hit_ratio)
             for level, c in tiers.items()
         },
         overload=overload(sample),
@@ -76,17 +76,17 @@ def metrics(observer: Observer) -> answers.MetricsAnswer:
     )
 
 
-def overload(sample: Sample) -> answers.OverloadAnswer:
+def overload(sample: Sample) -> status_bodies.OverloadAnswer:
     """What fan-out leaves out, for GET /metrics."""
     worst = max((p.gauges.get("overload", 0.0) for p in sample.processes if p.alive), default=0.0)
-    return answers.OverloadAnswer(
+    return status_bodies.OverloadAnswer(
         state="shedding" if worst >= 2 else "conflating" if worst >= 1 else "normal",
         conflated=sample.total("records_conflated"),
         shed=sample.total("records_shed"),
     )
 
 
-def process(observer: Observer, sample: Sample, label: str) -> answers.ProcessAnswer:
+def process(observer: Observer, sample: Sample, label: str) -> status_bodies.ProcessAnswer:
     """One entry of GET /processes."""
     view = sample.process(label)
     assert view is not None
@@ -101,7 +101,7 @@ def process(observer: Observer, sample: Sample, label: str) -> answers.ProcessAn
     for name, histogram in view.histograms.items():
         past = earlier.histograms.get(name) if earlier is not None else None
         latencies[name] = stats(histogram - past if past is not None else histogram)
-    return answers.ProcessAnswer(
+    return status_bodies.ProcessAnswer(
         label=label,
         role=view.role,
         does=worker.plan.does if worker else "supervises, serves HTTP",
@@ -127,10 +127,10 @@ def process(observer: Observer, sample: Sample, label: str) -> answers.ProcessAn
     )
 
 
-def feed(view: FeedView) -> answers.FeedAnswer:
+def feed(view: FeedView) -> feed_bodies.FeedAnswer:
     """One entry of GET /feeds."""
     report = view.report if view.state != "paused" else None
-    return answers.FeedAnswer(
+    return feed_bodies.FeedAnswer(
         feed_id=view.spec.name,
         symbol=",".join(view.spec.symbols) or "*",
         data_source=view.entry.data_source,
@@ -173,9 +173,9 @@ def time_ns(moment: datetime) -> int:
     return max(-(1 << 63), min((1 << 63) - 1, since // timedelta(microseconds=1) * 1000))
 
 
-def points(raw: bytes, symbol: str, source_names: SourceNames | None = None) -> list[answers.DataPoint]:
+def points(raw: bytes, symbol: str, source_names: SourceNames | None = None) -> list[data_bodies.DataPoint]:
     """Records in words. The pieces of one news item become one point."""
-    made: list[answers.DataPoint] = []
+    made: list[data_bodies.DataPoint] = []
     pieces: list[bytes] = []
     for at in range(0, len(raw), RECORD_SIZE_BYTES):
         record = raw[at : at + RECORD_SIZE_BYTES]
@@ -188,7 +188,7 @@ def points(raw: bytes, symbol: str, source_names: SourceNames | None = None) -> 
         fields = news_fields(pieces) if pieces else found["data"]
         pieces = []
         made.append(
-            answers.DataPoint(
+            data_bodies.DataPoint(
                 timestamp=fields.pop("timestamp"),
                 data_type=found["data_type"],
                 source=found["source"],
@@ -208,16 +208,16 @@ def snapshot_body(symbol: str, found: Snapshot, now_ns: int) -> bytes:
     """POST /symbols/{symbol}/snapshot, as JSON."""
     trade, quote, day = found.last_trade, found.quote, found.day
     return _encode(
-        answers.SnapshotAnswer(
+        data_bodies.SnapshotAnswer(
             symbol=symbol,
             timestamp=iso_time(now_ns),
-            snapshot=answers.SnapshotBody(
-                last_trade=answers.LastTradeAnswer(
+            snapshot=data_bodies.SnapshotBody(
+                last_trade=data_bodies.LastTradeAnswer(
                     price=finite(trade.price), size=finite(trade.size), timestamp=iso_time(trade.ts_event)
                 )
                 if trade
                 else None,
-                quote=answers.QuoteAnswer(
+                quote=data_bodies.QuoteAnswer(
                     bid=finite(quote.bid),
                     ask=finite(quote.ask),
                     bid_size=finite(quote.bid_size),
@@ -225,7 +225,7 @@ def snapshot_body(symbol: str, found: Snapshot, now_ns: int) -> bytes:
                 )
                 if quote
                 else None,
-                daily_stats=answers.DailyStats(
+                daily_stats=data_bodies.DailyStats(
                     **{name: finite(getattr(day, name)) for name in ("open", "high", "low", "close", "volume", "vwap")}
                 )
                 if day

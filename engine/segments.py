@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 from typing import Any, Final
 
-from engine.config import parse_bytes
+from engine.byte_size import parse_bytes
 from engine.errors import AlreadyRunning, ConfigError, SharedMemoryError
 from engine.plan import CONTROL_RING, Plan, RingPlan
 from engine.settings import Config

@@ -21,11 +21,13 @@ from typing import Any, Final
 
 import msgspec
 
+from engine.duties import WorkerPlan
 from engine.errors import ConfigError, SharedMemoryError, WorkerNeverStarted
 from engine.lifecycle import Action, Life, Limits, Phase
-from engine.plan import CONTROL_LABEL, Plan, WorkerPlan, ingest_words
+from engine.plan import CONTROL_LABEL, Plan
 from engine.process import Child, worker_environment
 from engine.reaper import Reaper
+from engine.roster import ingest_words
 from engine.settings import Config
 from shm.errors import ShmError
 from shm.layout import StatusCode

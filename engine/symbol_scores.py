@@ -11,7 +11,7 @@ from typing import Final
 
 import numpy as np
 
-from engine.answers import SymbolScore
+from engine.data_bodies import SymbolScore
 from engine.store import StoredSubscription
 from shm.ranks import RankTable
 

@@ -51,8 +51,8 @@ _MB = 1e6
 
 def memory_per_record(_: Plan) -> Row:
     """Bytes of L1 a record, when it is full."""
-    from engine.config import parse_bytes
-    from engine.settings import CacheSection
+    from engine.byte_size import parse_bytes
+    from engine.store_settings import CacheSection
     from shm.latest import LatestTable
     from workers._cache import Applier
 

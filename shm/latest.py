@@ -2,7 +2,7 @@
 
 `LatestTable` makes tables and reads them; the one writer is the cache process (workers/cache.py), which holds the
 table's writer lock. The layout, and why a reader never sees a torn entry, are in shm/latest.h. Readers map the segment
-read-only and may be any number of processes and threads.
+read-only and may be any number of processes and threads. What a snapshot holds is in shm/snapshot.py.
 
     table = LatestTable.attach("main")
     snapshot = table.snapshot(instrument_id)        # None for an instrument never seen
@@ -15,7 +15,6 @@ keep this instrument's records. What has come before is in the snapshot, what co
 from __future__ import annotations
 
 import os
-import struct
 import time
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
@@ -24,9 +23,26 @@ import numpy as np
 
 from shm import _latest
 from shm.errors import BadArgument, LayoutMismatch, NotAllowed, SegmentExists, WriterBusy
-from shm.layout import MAX_RINGS, RECORD, RECORD_SIZE_BYTES, RecordType
+from shm.layout import RECORD, RECORD_SIZE_BYTES, RecordType
 from shm.locks import ByteLock
 from shm.segment import Segment, segment_name
+from shm.snapshot import DayStatistics, LastQuote, LastTrade, OpenBar, Snapshot, applied, snapshot_of
+
+__all__ = [
+    "DEFAULT_BAR_INTERVALS_S",
+    "DEFAULT_DEPTH_RECORDS",
+    "DEFAULT_INSTRUMENTS",
+    "DEFAULT_POOL_RECORDS",
+    "MAX_CHUNK_RECORDS",
+    "DayStatistics",
+    "Lanes",
+    "LastQuote",
+    "LastTrade",
+    "LatestStats",
+    "LatestTable",
+    "OpenBar",
+    "Snapshot",
+]
 
 DEFAULT_INSTRUMENTS: Final = 8192
 DEFAULT_DEPTH_RECORDS: Final = 1000
@@ -35,98 +51,6 @@ DEFAULT_BAR_INTERVALS_S: Final = (1, 60)
 MAX_CHUNK_RECORDS: Final = 50
 
 _WRITER_LOCK = 0
-_DAY_NS = 86_400_000_000_000
-
-# struct tk_state of shm/latest.h: applied sequences, the quote line, the trade line, the day line, then the intervals.
-_HEAD = struct.Struct("<16Q 4dqQQIHH ddqqQ8sBBHIQ q6dQ")
-_BAR = struct.Struct("<q6dII")
-_INTERVAL_BYTES = 192
-_APPLIED = struct.Struct("<2Q")  # records ever applied to each lane, in the quote line
-_APPLIED_OFFSET = 168
-_MARK_TRADE, _MARK_QUOTE = 1, 2
-_FLAGS_MASK = 0xFFFF
-
-
-@dataclass(frozen=True, slots=True)
-class LastTrade:
-    """The newest trade or tick by its own time; of equal times the one that came last.
-
-    `ts_event` is the venue's time, ns (ts_receive where the venue gave none or an impossible one); `sequence` its
-    number in its ring; `side`, `source`, `flags` and `conditions` as in the record.
-    """
-
-    price: float
-    size: float
-    ts_event: int
-    ts_receive: int
-    trade_id: int
-    venue: str
-    source: int
-    side: int
-    flags: int
-    conditions: int
-    feed_id: int
-    sequence: int
-
-
-@dataclass(frozen=True, slots=True)
-class LastQuote:
-    """The newest quote by its own time, ns; NaN where the venue left a field open."""
-
-    bid: float
-    ask: float
-    bid_size: float
-    ask_size: float
-    ts_event: int
-    feed_id: int
-
-
-@dataclass(frozen=True, slots=True)
-class DayStatistics:
-    """Trades of the newest UTC day seen: `day` counts from 1970-01-01. `open` is the day's first trade to arrive."""
-
-    day: int
-    open: float
-    high: float
-    low: float
-    close: float
-    volume: float
-    vwap: float
-    trade_count: int
-
-
-@dataclass(frozen=True, slots=True)
-class OpenBar:
-    """A bar under way. `start` in ns; `vwap` NaN without volume; `flags` as the bar's record will have."""
-
-    interval_s: int
-    start: int
-    open: float
-    high: float
-    low: float
-    close: float
-    volume: float
-    vwap: float
-    trade_count: int
-    flags: int
-
-
-@dataclass(frozen=True, slots=True)
-class Snapshot:
-    """What the table holds of one instrument, all of one moment.
-
-    `as_of` maps ring ids to sequences: this instrument's records up to there are in here, exactly; a ring left out
-    is 0.
-    `version` grows with every change of the entry.
-    """
-
-    instrument_id: int
-    last_trade: LastTrade | None
-    quote: LastQuote | None
-    day: DayStatistics | None
-    open_bars: tuple[OpenBar, ...]
-    as_of: dict[int, int]
-    version: int
 
 
 class Lanes(NamedTuple):
@@ -286,7 +210,7 @@ class LatestTable(_latest.Table):
         """What the table holds of an instrument; None if no record of it was ever applied (or it has no entry)."""
         complete = self.complete()  # before the entry: shm/latest.h, pair COMPLETE
         found = self.read(instrument_id)
-        return None if found is None else self._snapshot(instrument_id, complete, *found)
+        return None if found is None else snapshot_of(instrument_id, complete, self.bar_intervals_s, *found)
 
     def history(self, instrument_id: int, limit: int = 1000, record_type: RecordType | int | None = None) -> np.ndarray:
         """The newest records of an instrument, oldest first: shape (up to `limit`,), dtype RECORD, a copy.
@@ -310,14 +234,14 @@ class LatestTable(_latest.Table):
         return Lanes(
             events[:event_count].reshape(-1).view(RECORD),
             bars[:bar_count].reshape(-1).view(RECORD),
-            *_APPLIED.unpack_from(state, _APPLIED_OFFSET),
+            *applied(state),
         )
 
     def join(self, instrument_id: int, limit: int = 1000) -> tuple[Snapshot | None, np.ndarray]:
         """Snapshot and history of the same moment: for who shows the past and goes on from `as_of`."""
         complete = self.complete()
         found, records = self._lanes(instrument_id, limit, None)
-        return (None if found is None else self._snapshot(instrument_id, complete, *found)), records
+        return (None if found is None else snapshot_of(instrument_id, complete, self.bar_intervals_s, *found)), records
 
     def stats(self) -> LatestStats:
         """How full the table is; looks at every entry (about a millisecond)."""
@@ -380,63 +304,12 @@ class LatestTable(_latest.Table):
         raw = raw[len(raw) - min(limit, len(raw)) :]
         return (version, state), np.ascontiguousarray(raw).view(RECORD).reshape(-1)
 
-    def _snapshot(self, instrument_id: int, complete: list[int], version: int, state: bytes) -> Snapshot:
-        fields = _HEAD.unpack_from(state)
-        bid, ask, bid_size, ask_size, quote_ns, _, _, marks, trade_feed, quote_feed = fields[16:26]
-        price, size, trade_ns, receive_ns, trade_id, venue, source, side, flags, conditions, sequence = fields[26:37]
-        day, day_open, high, low, close, volume, notional, trades = fields[37:45]
-        return Snapshot(
-            instrument_id=instrument_id,
-            last_trade=LastTrade(
-                price=price,
-                size=size,
-                ts_event=trade_ns,
-                ts_receive=receive_ns,
-                trade_id=trade_id,
-                venue=venue.rstrip(b"\0").decode("ascii", "replace"),
-                source=source,
-                side=side,
-                flags=flags,
-                conditions=conditions,
-                feed_id=trade_feed,
-                sequence=sequence,
-            )
-            if marks & _MARK_TRADE
-            else None,
-            quote=LastQuote(bid, ask, bid_size, ask_size, quote_ns, quote_feed) if marks & _MARK_QUOTE else None,
-            day=DayStatistics(day, day_open, high, low, close, volume, _vwap(notional, volume), trades)
-            if trades
-            else None,
-            open_bars=tuple(self._open_bars(state)),
-            as_of={
-                ring: max(complete[ring], fields[ring]) for ring in range(MAX_RINGS) if complete[ring] or fields[ring]
-            },
-            version=version,
-        )
-
-    def _open_bars(self, state: bytes) -> list[OpenBar]:
-        bars = []
-        for k, interval_s in enumerate(self.bar_intervals_s):
-            start, opened, high, low, close, volume, notional, count, flags = _BAR.unpack_from(
-                state, _HEAD.size + k * _INTERVAL_BYTES
-            )
-            if count:
-                vwap = _vwap(notional, volume)
-                bars.append(
-                    OpenBar(interval_s, start, opened, high, low, close, volume, vwap, count, flags & _FLAGS_MASK)
-                )
-        return bars
-
     def __repr__(self) -> str:
         return f"<LatestTable {self.name} pid {os.getpid()} {'rw' if self.segment.writable else 'ro'}>"
 
 
 def _raw(records: int) -> np.ndarray:
     return np.empty((records, RECORD_SIZE_BYTES), dtype=np.uint8)
-
-
-def _vwap(notional: float, volume: float) -> float:
-    return notional / volume if volume > 0 else float("nan")
 
 
 def _shape(

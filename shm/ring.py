@@ -1,8 +1,8 @@
-"""Rings: made, written, read, taken over, looked into.
+"""Rings: made, written, read, taken over.
 
 `RingWriter` and `RingReader` are the two ends that everybody uses; the algorithm and its memory ordering are in
 `shm/ring.h`, the hot methods in `shm/_ring.pyx`. This module makes segments, takes locks, claims reader lines; nothing
-in it is called once a record.
+in it is called once a record. Names of shm/ring_info.py and shm/status_record.py can be had here too.
 
     writer = RingWriter.create("demo", 2)             reader = RingReader.attach("demo", 2)
     writer.publish_batch(records)                     count = reader.read(out)
@@ -15,73 +15,43 @@ from __future__ import annotations
 
 import os
 from collections.abc import AsyncIterator, Iterator
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 
 from shm import _ring
 from shm.errors import BadArgument, LayoutMismatch, NotAllowed, SegmentMissing, ShmFull, WriterBusy
-from shm.layout import (
-    MAX_RINGS,
-    NO_INSTRUMENT,
-    RECORD,
-    RECORD_SIZE_BYTES,
-    Flag,
-    Priority,
-    RecordType,
-    Source,
-    StatusCode,
-    empty,
-)
-from shm.locks import ByteLock, is_held, unlink_abandoned
+from shm.layout import MAX_RINGS, RECORD, RECORD_SIZE_BYTES, StatusCode, empty
+from shm.locks import ByteLock, unlink_abandoned
+from shm.ring_info import FIRST_READER_LOCK, WRITER_LOCK, ReaderInfo, RingInfo, list_readers, reap_readers, ring_info
 from shm.segment import Segment, segment_exists, segment_name
+from shm.status_record import status_record
+
+__all__ = [
+    "DEFAULT_BLOCK_S",
+    "DEFAULT_DEPTH_SLOTS",
+    "MAX_DEPTH_SLOTS",
+    "MIN_DEPTH_SLOTS",
+    "ReaderInfo",
+    "RingInfo",
+    "RingReader",
+    "RingSet",
+    "RingWriter",
+    "Start",
+    "create_ring",
+    "list_readers",
+    "reap_readers",
+    "remove_unusable_ring",
+    "ring_info",
+    "status_record",
+]
 
 DEFAULT_DEPTH_SLOTS = 65536
 MIN_DEPTH_SLOTS = 16
 MAX_DEPTH_SLOTS = 1 << 26
 DEFAULT_BLOCK_S = 0.1
 
-_WRITER_LOCK = 0  # reader i has lock 1 + i
-
 Start = Literal["newest", "oldest"] | int
-
-
-@dataclass(frozen=True)
-class RingInfo:
-    """What a ring's header says. `published` is the newest sequence; `writer_pid` 0 means closed in order."""
-
-    name: str
-    ring_id: int
-    depth_slots: int
-    size_bytes: int
-    wakeups: bool
-    asymmetric: bool
-    epoch: int
-    published: int
-    writer_pid: int
-    writer_alive: bool
-    writer_started_ns: int
-    created_ns: int
-
-
-@dataclass(frozen=True)
-class ReaderInfo:
-    """One registered reader of a ring, as its own line in the ring's reader table says."""
-
-    index: int
-    label: str
-    pid: int
-    cursor: int
-    lag: int
-    lost: int
-    overruns_polling: int
-    overruns_reading: int
-    reads: int
-    reliable: bool
-    demoted: bool
-    alive: bool
-    attached_ns: int
 
 
 def create_ring(
@@ -132,7 +102,7 @@ def remove_unusable_ring(engine: str, ring_id: int) -> bool:
             return True
         return False
 
-    return unlink_abandoned(segment_name(engine, f"r{ring_id}"), _WRITER_LOCK, is_unusable)
+    return unlink_abandoned(segment_name(engine, f"r{ring_id}"), WRITER_LOCK, is_unusable)
 
 
 class RingWriter(_ring.Writer):
@@ -185,7 +155,7 @@ class RingWriter(_ring.Writer):
         """
         name = segment_name(engine, f"r{ring_id}")
         segment = Segment.attach(name, write=True)
-        lock = ByteLock(name, _WRITER_LOCK)
+        lock = ByteLock(name, WRITER_LOCK)
         try:
             _ring.check_ring(name, segment.buf)
             if not lock.try_acquire():
@@ -313,7 +283,7 @@ class RingReader(_ring.Reader):
 
     def _register(self, reliable: bool) -> None:
         for index in range(_ring.READERS_MAX):
-            lock = ByteLock(self.name, 1 + index)
+            lock = ByteLock(self.name, FIRST_READER_LOCK + index)
             if lock.try_acquire():
                 self._lock = lock
                 self._claim(index, self.label.encode()[: _ring.LABEL_BYTES], os.getpid(), reliable)
@@ -413,80 +383,6 @@ class RingSet(list[RingReader]):
         """Close every reader."""
         for reader in self:
             reader.close()
-
-
-def ring_info(engine: str, ring_id: int) -> RingInfo:
-    """Look into a ring's header; works post mortem and while others use it."""
-    name = segment_name(engine, f"r{ring_id}")
-    segment = Segment.attach(name, mapped=False)
-    try:
-        header = segment.window(0, _ring.READERS_OFFSET_BYTES, write=False)
-        _ring.check_ring(name, header, segment.size_bytes)
-        fields = _ring.header_fields(header)
-        fields.pop("block_ns")
-        alive = is_held(name, _WRITER_LOCK)
-        return RingInfo(name=name, size_bytes=segment.size_bytes, writer_alive=alive, **fields)
-    finally:
-        segment.close()
-
-
-def list_readers(engine: str, ring_id: int) -> list[ReaderInfo]:
-    """Every registered reader of a ring, dead ones that nobody has cleaned up included (`alive` is False)."""
-    name = segment_name(engine, f"r{ring_id}")
-    segment = Segment.attach(name, mapped=False)
-    try:
-        top = segment.window(0, _ring.SLOTS_OFFSET_BYTES, write=False)
-        _ring.check_ring(name, top, segment.size_bytes)
-        published = _ring.header_fields(top)["published"]
-        found = []
-        for index, fields in _ring.reader_fields(top[_ring.READERS_OFFSET_BYTES :]):
-            lag = max(0, published + 1 - fields["cursor"])
-            found.append(ReaderInfo(index=index, lag=lag, alive=is_held(name, 1 + index), **fields))
-        return found
-    finally:
-        segment.close()
-
-
-def reap_readers(segment: Segment) -> int:
-    """Free the lines of dead readers of a ring that is mapped writable; returns how many there were."""
-    table = segment.buf[_ring.READERS_OFFSET_BYTES :]
-    freed = 0
-    for index, _ in _ring.reader_fields(table):
-        lock = ByteLock(segment.name, 1 + index)
-        if lock.try_acquire():
-            _ring.free_reader(table, index)
-            lock.release()
-            freed += 1
-    return freed
-
-
-def status_record(
-    code: StatusCode,
-    *,
-    from_sequence: int = 0,
-    to_sequence: int = 0,
-    text: str = "",
-    instrument_id: int = NO_INSTRUMENT,
-    feed_id: int = 0,
-    source: Source = Source.INTERNAL,
-    ts_event: int | None = None,
-) -> bytes:
-    """One status record, ready to publish. `text` is cut to 40 bytes at a character's end; times are now by default."""
-    record = np.zeros(1, dtype=RECORD)
-    now = _ring.now_ns()
-    record["ts_event"] = now if ts_event is None else ts_event
-    record["ts_receive"] = now
-    record["instrument_id"] = instrument_id
-    record["record_type"] = RecordType.STATUS
-    record["source"] = source
-    record["flags"] = Flag.LAST_OF_BATCH
-    record["feed_id"] = feed_id
-    record["priority"] = Priority.HIGH
-    record["code"] = code
-    record["from_sequence"] = from_sequence
-    record["to_sequence"] = to_sequence
-    record["text"] = text.encode()[:40].decode(errors="ignore").encode()
-    return record.tobytes()
 
 
 def _attach_widest(name: str, *, write: bool) -> Segment:

@@ -67,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
     """Capture until it is time, or until told to stop."""
     from engine.config import load
     from engine.errors import EngineError
-    from engine.plan import data_folder
+    from engine.folders import data_folder
     from tools.feeds import FeedsError
     from workers.capture_log import Recording
     from workers.errors import SettingsError
@@ -383,7 +383,7 @@ def _duration(text: str) -> float:
 
 
 def _size(text: str) -> int:
-    from engine.config import parse_bytes
+    from engine.byte_size import parse_bytes
 
     try:
         size = parse_bytes(text)

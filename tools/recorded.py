@@ -37,7 +37,7 @@ def folder_of(args: argparse.Namespace) -> Path:
         RecordedError, engine.errors.ConfigError.
     """
     from engine.config import load
-    from engine.plan import data_folder
+    from engine.folders import data_folder
 
     overrides = {"engine.name": args.name, "engine.data_dir": args.data_dir}
     config = load(args.config, os.environ, {key: value for key, value in overrides.items() if value is not None})

@@ -20,10 +20,11 @@ class Router:
     held_number: np.ndarray[Any, np.dtype[np.uint64]]
     held_count: int
     rings_of: np.ndarray[Any, np.dtype[np.uint16]]
-    unroutable: int
     routed: int
     @property
     def frame_records_total(self) -> int: ...
+    @property
+    def unroutable(self) -> int: ...
     @property
     def encoded_records(self) -> int: ...
     @property

@@ -1,8 +1,8 @@
 """Who wants which topic: from patterns with wildcards to the clients of one topic, and fast to say that there is none.
 
 Pure: it knows clients as objects that can be keys of a dict, and symbols through a table's `find` and `symbol`. Used by
-`gateway.py` for each record: `wanted[topic_keys(records)]` says which records concern anybody, without a look at
-clients; `clients(key)` are those of one topic, each once.
+`gateway.py` and `webhooks.py` for each record: `choose` says which records concern anybody, without a look at clients;
+`clients(key)` are those of one topic, each once.
 
 A topic's key: (record type - 1) * INSTRUMENTS + instrument id; STATUS_KEY, ERROR_KEY, ALERT_KEY for the special ones.
 Clients with the same pattern share one group, so a client more or less changes nothing for the topics that its groups
@@ -136,6 +136,16 @@ class Audience(Generic[ClientT]):
         groups = tuple(group for group in found if group)
         self._resolved[key] = groups
         self.wanted[key] = SOMEBODY if groups else NOBODY
+
+    def choose(self, records: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(key of each record's topic, indices of the records that somebody wants), both int64. Once a batch; hot."""
+        keys = topic_keys(records)
+        wanted = self.wanted[keys]
+        if not wanted.all():
+            for key in np.unique(keys[wanted == UNRESOLVED]).tolist():
+                self.resolve(key)
+            wanted = self.wanted[keys]
+        return keys, np.flatnonzero(wanted == SOMEBODY)
 
     def clients(self, key: int) -> Collection[ClientT]:
         """The clients of a resolved topic, each once; do not change subscriptions while going through them."""

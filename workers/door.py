@@ -1,6 +1,6 @@
 """The gateway's door: who may connect, with which token, from which web page; and the socket that listens there.
 
-Asked by `gateway.py` for every upgrade request and every `auth`. It decides and answers; it knows no client that is in,
+Asked by `clients.py` for every upgrade request and every `auth`. It decides and answers; it knows no client that is in,
 keeps nothing about those it turned away, and never waits.
 """
 

@@ -3,6 +3,7 @@
     rings --> read --> route (workers/_route.pyx) --> commit (workers/topics.py) --> raw      XPUB  header + records
                                                                                `---> msgpack  XPUB  a message a record
                                                                                 `--> json     XPUB  a message a record
+    who wants which topic (workers/listeners.py): asked before, looked at between turns
     turn log, rings <-- asks for the past (workers/replay.py) <------------------------- replay   ROUTER
 
 One turn takes what one ring has, up to `batch_slots` records, groups it by topic, commits numbers and cursor, sends. An
@@ -30,36 +31,28 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
 from typing import Final
 
 import numpy as np
-import zmq
 
 from shm.errors import BadArgument, SegmentMissing
 from shm.instruments import InstrumentTable
-from shm.layout import RECORD_SIZE_BYTES, empty
+from shm.layout import empty
 from shm.ring import RingReader, RingSet, ring_info
 from shm.source_names import SourceNames
 from workers import topics as topic_table
-from workers._route import JSON, MSGPACK, RAW, RESOLVED, Router
+from workers._route import JSON, MSGPACK, RAW, Router
 from workers.chronicle import Chronicle
 from workers.encode import MessageBuilder, encode_json, encode_msgpack
-from workers.errors import SettingsError
-from workers.gate import Gate
-from workers.outlet import Outlet
+from workers.listeners import Listeners, endpoints
 from workers.recent import Recent, gap_record, overload_record
 from workers.relief import BUSY_RECORDS, ENCODE_RECORDS, SLICE_NS, Relief
 from workers.replay import ReplayService
 from workers.runtime import Runtime, main
 from workers.spec import FanoutSettings
-from workers.topics import BATCH, INSTRUMENTS, SYMBOL_TOPICS, TopicTable
-from workers.watch import Watch
-from workers.wire import ALERT_TOPIC, BATCH_TOPIC, ERROR_TOPIC, STATUS_TOPIC, symbol_topic
+from workers.topics import TopicTable
 
 FRAME_RECORDS: Final = 256  # 32 KiB: what a slow subscriber loses at a time, and `send_hwm` counts
-QUEUE_BYTES: Final = 512 << 20  # most that may wait for one stuck subscriber; ZeroMQ itself counts messages only
-PATIENCE_S: Final = 1.0  # with `reliable`: wait for a subscriber that is slow, give up on one that has stopped
 REPLAY_BUSY_NS: Final = 300_000  # what a turn of a busy fan-out may spend on answers from the past
 REPLAY_IDLE_NS: Final = 300_000  # an idle one looks at its rings as often: a record may come
 REPLAY_DISK_S: Final = 0.0005  # while the journal's thread reads
@@ -70,28 +63,11 @@ DRAIN_S: Final = 0.5
 LINGER_S: Final = 0.4
 CLAIM_S: Final = 3.0  # an orphan of a killed engine may need as long to go
 
-_SHARD_TOPICS: Final = {
-    topic_table.BATCH: BATCH_TOPIC,
-    topic_table.STATUS: STATUS_TOPIC,
-    topic_table.ERROR: ERROR_TOPIC,
-    topic_table.ALERT: ALERT_TOPIC,
-}
-
 log = logging.getLogger("fanout")
 
 
-def endpoints(settings: FanoutSettings, kind: str, port: int) -> list[str]:
-    """Where this shard's outlet of that kind ("raw", "msgpack", "json", "replay") listens; none if its port is 0."""
-    if port == 0:
-        return []
-    found = [f"tcp://{settings.host}:{port + settings.shard}"]
-    if settings.ipc_dir:
-        found.append(f"ipc://{settings.ipc_dir}/{settings.engine}.{kind}.{settings.shard}")
-    return found
-
-
 class Fanout:
-    """One shard at work: its readers, its router, its outlets."""
+    """One shard at work: its readers, its router, what it sends to its listeners."""
 
     def __init__(self, runtime: Runtime[FanoutSettings]) -> None:
         """Attach to the engine, claim the shard, resume at its cursors, bind the endpoints.
@@ -113,33 +89,12 @@ class Fanout:
         self._own = empty(1)
         self._streams = {ring: ring_info(settings.engine, ring).created_ns for ring in settings.rings}
         self._readers = RingSet(self._attach(ring) for ring in settings.rings)
-        self._names: dict[int, bytes] = {topic: name.encode() for topic, name in _SHARD_TOPICS.items()}
-        self._symbols: dict[int, str | None] = dict.fromkeys(_SHARD_TOPICS)
         self._builder = MessageBuilder(SourceNames(runtime.block))
-        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-        self._gate = self._make_gate()
-        self._drop_later = False  # not while a socket is in the middle of a message
-        guard = self._gate.guard if self._gate is not None else _unguarded
-        self._outlets: dict[int, Outlet] = {}
-        for bit, kind, port in (
-            (RAW, "raw", settings.raw_port),
-            (MSGPACK, "msgpack", settings.msgpack_port),
-            (JSON, "json", settings.json_port),
-        ):
-            if listens := endpoints(settings, kind, port):
-                self._outlets[bit] = Outlet(
-                    self._context,
-                    listens,
-                    min(settings.send_hwm, QUEUE_BYTES // (FRAME_RECORDS * RECORD_SIZE_BYTES)),
-                    patience_s=PATIENCE_S if settings.reliable else 0.0,
-                    on_wait=self._keep_waiting,
-                    guard=guard,
-                )
-                log.info("%s on %s", kind, ", ".join(listens))
-        self._raw = self._outlets.get(RAW)
-        self._replay = self._make_replay(guard) if settings.replay_port else None
+        self._listeners = Listeners(runtime, self._router, self._instruments, frame_records=FRAME_RECORDS)
+        self._outlets, self._raw = self._listeners.outlets, self._listeners.outlets.get(RAW)
+        self._names, self._symbols = self._listeners.names, self._listeners.symbols
+        self._replay = self._make_replay() if settings.replay_port else None
         self._look_again_ns = 0
-        self._decide_shard_topics()
         counter = runtime.status.counter
         self._records_read = counter("records_read")
         self._records_lost = counter("records_lost")
@@ -149,27 +104,13 @@ class Fanout:
         self._messages_dropped = counter("messages_dropped")
         self._messages_encoded = counter("messages_encoded")
         self._bytes_sent = counter("bytes_sent")
-        self._subscriptions = counter("subscriptions")
         self._unroutable = counter("records_unroutable")
         self._ring_latency = runtime.status.histogram("ring_latency")
         self._send_latency = runtime.status.histogram("send_latency")
-        self._watch = Watch(settings.engine, self._instruments.find)
         self._relief = Relief(self._router, runtime.status, patient=settings.reliable)
-        self._subscriptions.set(0)
         self._before = tuple(c.value for c in (self._messages_sent, self._messages_dropped, self._bytes_sent))
 
-    def _make_gate(self) -> Gate | None:
-        settings = self._settings
-        if bool(settings.server_key_file) != bool(settings.client_keys):
-            raise SettingsError("server_key_file, client_keys: both or neither")
-        if settings.server_key_file:
-            refused = self._runtime.status.counter("curve_refused")
-            return Gate(self._context, settings.server_key_file, settings.client_keys, on_refused=refused.add)
-        if not _is_loopback(settings.host):
-            raise SettingsError(f"host {settings.host!r} is reachable from other machines, so CURVE keys are needed")
-        return None
-
-    def _make_replay(self, guard: Callable[[zmq.Socket[bytes]], None]) -> ReplayService:
+    def _make_replay(self) -> ReplayService:
         settings, readers = self._settings, {reader.ring_id: reader for reader in self._readers}
         listens = endpoints(settings, "replay", settings.replay_port)
         past = Recent(self._table, settings.shard, readers, self._router.rings_of, settings.label)
@@ -177,8 +118,8 @@ class Fanout:
             past, readers, self._streams, table=self._table, shard=settings.shard, journal=settings.journal
         )
         log.info("replay on %s", ", ".join(listens))
-        return ReplayService(
-            self._context,
+        service = ReplayService(
+            self._listeners.context,
             listens,
             past,
             chronicle,
@@ -189,8 +130,10 @@ class Fanout:
             instruments=self._instruments,
             status=self._runtime.status,
             published=lambda ring: readers[ring].published,
-            guard=guard,
+            guard=self._listeners.guard,
         )
+        self._listeners.judge_too(service)
+        return service
 
     def _attach(self, ring: int) -> RingReader:
         """A reader of the ring at this shard's cursor, or where the settings say if it has none."""
@@ -220,7 +163,7 @@ class Fanout:
             if self.turn():
                 came = True
                 continue
-            self.look_for_subscriptions()
+            self._listeners.look(self._relief.ranked)
             wait_s = IDLE_WAIT_S
             pause_s = self._relief.pause_s(time.monotonic_ns())
             if pause_s == 0.0:
@@ -257,7 +200,7 @@ class Fanout:
         now_ns = time.time_ns()
         self._runtime.beat(now_ns)
         if not 0 <= self._look_again_ns - now_ns <= SUBSCRIPTIONS_NS:  # the clock may have been set back
-            self.look_for_subscriptions()
+            self._listeners.look(self._relief.ranked)
             self._look_again_ns = now_ns + SUBSCRIPTIONS_NS
             if self._replay is not None:
                 self._replay.look()
@@ -270,7 +213,7 @@ class Fanout:
         router, relief, ring, hold = self._router, self._relief, reader.ring_id, 0
         read_ns = time.time_ns()
         if router.scan(self._records, count):
-            self._resolve(router.unresolved())
+            self._listeners.resolve(router.unresolved())
         if count >= BUSY_RECORDS or relief.busy:
             behind = count + max(0, reader.published + 1 - reader.sequence)
             hold = relief.judge(behind / reader.depth_slots, router.encoded_records, time.monotonic_ns())
@@ -356,98 +299,23 @@ class Fanout:
         if listed:
             self._encode(listed, ring, memoryview(own.tobytes()))
 
-    def look_for_subscriptions(self) -> None:
-        """Take in who subscribed to what; topics that this may concern are decided about anew when they next come."""
-        if self._gate is not None and (self._gate.look() or self._drop_later):
-            self._drop_later = False
-            self._drop_connections()
-        changed: list[bytes] = []
-        for outlet in self._outlets.values():
-            changed += outlet.read_subscriptions()
-        count = sum(outlet.subscriptions for outlet in self._outlets.values())
-        if count != self._subscriptions.value:  # a topic's second subscriber changes nothing else
-            self._subscriptions.set(count)
-        if changed:
-            for row, name in enumerate(_ROW_PREFIXES):
-                if any(prefix.startswith(name) or name.startswith(prefix) for prefix in changed):
-                    self._router.wanted[row * INSTRUMENTS : (row + 1) * INSTRUMENTS] = 0
-            self._decide_shard_topics()
-            self._watch.note(changed, self._listeners)
-        self._watch.look(time.time_ns(), self._relief.ranked)
-
-    def _drop_connections(self) -> None:
-        for outlet in self._outlets.values():
-            outlet.drop_connections()
-        if self._replay is not None:
-            self._replay.drop_connections()
-
-    def _decide_shard_topics(self) -> None:
-        for topic in _SHARD_TOPICS:
-            self._router.wanted[topic] = self._wanted(topic) & ~(MSGPACK | JSON if topic == BATCH else 0)
-
-    def _resolve(self, unresolved: list[int]) -> None:
-        """Decide about topics that came for the first time, or for the first time since subscriptions changed."""
-        for topic in unresolved:
-            if topic not in self._names:
-                try:
-                    symbol = self._instruments.symbol(topic % INSTRUMENTS)
-                except BadArgument:
-                    continue  # a number that nobody interned: stays undecided, numbered, unsent
-                self._symbols[topic] = symbol
-                self._names[topic] = symbol_topic(topic // INSTRUMENTS + 1, symbol).encode()
-                self._watch.note([self._names[topic]], self._listeners)  # who subscribed before there was the symbol
-            self._router.wanted[topic] = self._wanted(topic)
-
-    def _listeners(self, topic: bytes) -> int:
-        return sum(outlet.listeners(topic) for outlet in self._outlets.values())
-
-    def _wanted(self, topic: int) -> int:
-        name = self._names[topic]
-        return sum((bit for bit, outlet in self._outlets.items() if outlet.wants(name)), RESOLVED)
-
-    def _keep_waiting(self) -> bool:
-        """Called while a patient outlet waits: the heart beats on, and whoever wants to stop does not wait."""
-        self._runtime.beat(time.time_ns())
-        if self._gate is not None:
-            self._drop_later |= self._gate.look()
-        return not self._runtime.stopping
-
     def _count(self) -> None:
-        messages, dropped, size_bytes = self._before
-        for outlet in self._outlets.values():
-            messages += outlet.messages
-            dropped += outlet.dropped
-            size_bytes += outlet.bytes
-        self._messages_sent.set(messages)
-        self._messages_dropped.set(dropped + self._relief.dropped)
-        self._bytes_sent.set(size_bytes)
+        messages, dropped, size_bytes = self._listeners.totals()
+        self._messages_sent.set(self._before[0] + messages)
+        self._messages_dropped.set(self._before[1] + dropped + self._relief.dropped)
+        self._bytes_sent.set(self._before[2] + size_bytes)
         self._unroutable.set(self._router.unroutable)
 
     def close(self) -> None:
         """Leave the engine; what is queued for subscribers is still sent for up to LINGER_S seconds."""
-        for outlet in self._outlets.values():
-            outlet.close(LINGER_S)
+        self._listeners.close_outlets(LINGER_S)
         if self._replay is not None:
             self._replay.close()
-        if self._gate is not None:
-            self._gate.close()
         self._readers.close()
-        self._watch.close()
         self._router.close()
         self._table.close()
         self._instruments.close()
-        self._context.term()
-
-
-_ROW_PREFIXES: Final = [symbol_topic(row + 1, "").encode() for row in range(SYMBOL_TOPICS // INSTRUMENTS)]
-
-
-def _is_loopback(host: str) -> bool:
-    return host in ("localhost", "::1", "[::1]") or host.startswith("127.")
-
-
-def _unguarded(_: zmq.Socket[bytes]) -> None:
-    """Whoever reaches the socket may connect: it listens on loopback, in a folder of the engine's own."""
+        self._listeners.close()
 
 
 def _open_table(settings: FanoutSettings) -> TopicTable:

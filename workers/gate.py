@@ -4,7 +4,7 @@
     handshake with its key  ──▶  decrypts, asks over inproc  ──▶  on the list? 200 : 400, counted, logged
     no key, a wrong server key ─▶ fails by itself  ────monitor──▶  counted, logged
 
-Made by workers/fanout.py if it has keys; `guard` makes a socket ask it, `look` answers. One socket stands for all of
+Made by workers/listeners.py if it has keys; `guard` makes a socket ask it, `look` answers. One socket stands for all of
 its endpoints, so ipc clients need a key too. The list is looked at once a second, and at each handshake that would be
 refused: who was added gets in at once. When somebody who had been let in is taken off the list, `look` says so, and
 fan-out drops every connection (`rebind`): those who may then come back by themselves, and heal what they missed.

@@ -3,7 +3,7 @@
                   a thread sleeps on the rings, and wakes the loop
     rings --> read --> who wants it? (audience.py) --> encode once (stream.py) --> each client's socket (ws_client.py)
                                                                `--> held for a late join (joins.py, late_join.py)
-    a connection --> may it come in? (door.py) --> its requests (stream.py) --> who wants what (audience.py)
+    a connection --> may it come in? (door.py) --> its requests (clients.py) --> who wants what (audience.py)
 
 One turn takes what each ring has, up to `batch_slots` records, encodes those that somebody wants, each once, and writes
 to every client what it gets in one piece. While nobody subscribes to anything the rings are not read at all.
@@ -25,12 +25,11 @@ import logging
 import resource
 import threading
 import time
-from collections.abc import Callable
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import uvloop
-from picows import WSCloseCode, WSUpgradeRequest, WSUpgradeResponse, WSUpgradeResponseWithListener, ws_create_server
+from picows import WSCloseCode, ws_create_server
 
 from shm.errors import SegmentMissing
 from shm.instruments import InstrumentTable
@@ -38,31 +37,19 @@ from shm.latest import LatestTable
 from shm.layout import empty
 from shm.ring import RingReader, RingSet
 from shm.source_names import SourceNames
-from workers.audience import INSTRUMENTS, SOMEBODY, STATUS_KEY, UNRESOLVED, Audience, topic_keys
+from workers.audience import INSTRUMENTS, STATUS_KEY, Audience
 from workers.backlog import ANSWER, Message
-from workers.door import LISTEN_BACKLOG, PATH, Door, Refused
+from workers.clients import Clients
+from workers.door import LISTEN_BACKLOG, PATH, Door
 from workers.encode import MessageBuilder
 from workers.joins import Joins
 from workers.last_values import LastValues
 from workers.runtime import MAX_WAIT_S, Runtime, main
 from workers.spec import GatewaySettings
-from workers.stream import (
-    ALL_TOPICS,
-    Auth,
-    Ping,
-    RequestError,
-    Subscribe,
-    Unsubscribe,
-    data_frame,
-    decode_request,
-    flatten,
-    gap_frame,
-    parse_topics,
-)
+from workers.stream import ALL_TOPICS, data_frame, flatten, gap_frame
 from workers.ws_client import WsClient
 
 TICK_S: Final = 0.05
-AUTH_S: Final = 5.0
 ALIVE_S: Final = 30.0  # a client is pinged so often, and gone if it has sent nothing, not even a pong, since the last
 DRAIN_S: Final = 0.15
 CLOSING_S: Final = 0.25
@@ -72,13 +59,13 @@ log = logging.getLogger("gateway")
 
 
 class Gateway:
-    """The gateway at work: its readers, its clients, and who of them wants what."""
+    """The gateway at work: its readers, and what goes from them to its clients."""
 
     def __init__(self, runtime: Runtime[GatewaySettings]) -> None:
         """Attach to the engine. Raises ShmError; SettingsError for an address beyond loopback without a token."""
-        self.settings = settings = runtime.settings
+        self._settings = settings = runtime.settings
         self._runtime = runtime
-        self._door = Door(settings)
+        self._door = door = Door(settings)
         self._instruments = InstrumentTable.attach(settings.engine)
         try:
             self._table: LatestTable | None = LatestTable.attach(settings.engine)
@@ -91,62 +78,49 @@ class Gateway:
         self._records_view = memoryview(self._records.view(np.uint8).data)
         source_names = SourceNames(runtime.block)
         self._builder = MessageBuilder(source_names)
-        self.audience: Audience[WsClient] = Audience(self._instruments)
-        self.clients: dict[WsClient, None] = {}
-        self.slow: dict[WsClient, None] = {}
-        self._unauthorised: dict[WsClient, float] = {}
+        self._audience: Audience[WsClient] = Audience(self._instruments)
         self._dirty: dict[WsClient, None] = {}
         self._loop: asyncio.AbstractEventLoop = asyncio.get_running_loop()
         values = LastValues(self._table, source_names) if self._table is not None else None
-        self._joins = Joins(values, self._instruments, self._positions, self.now_s)
+        self._joins = Joins(values, self._instruments, self._positions, self._loop.time)
+        self._clients = Clients(runtime, door, self._audience, self._joins, self._begin_reading)
         self._go = threading.Semaphore(0)
         self._parked = True  # the waiter sleeps, because nobody wants anything
         self._closing = False
         self._oldest_publish_ns = 0
-        self._sent = self._sent_bytes = 0
         counter = runtime.status.counter
         self._records_read = counter("records_read")
         self._records_lost = counter("records_lost")
         self._gaps = counter("gaps")
-        self._clients = runtime.status.gauge("clients")
-        self._subscriptions = counter("subscriptions")
-        self._messages_sent = counter("messages_sent")
         self._messages_encoded = counter("messages_encoded")
-        self._messages_conflated = counter("messages_conflated")
-        self._bytes_sent = counter("bytes_sent")
-        self._clients_cut = counter("clients_cut")
-        self._clients_refused = counter("clients_refused")
-        self._requests_refused = counter("requests_refused")
         self._ring_latency = runtime.status.histogram("ring_latency")
         self._send_latency = runtime.status.histogram("send_latency")
-        self._clients.set(0)
-        self._subscriptions.set(0)
 
     async def run(self) -> None:
         """Serve until the runtime says stop; then send what the rings still hold, and say goodbye."""
         server = await ws_create_server(
-            self._admit,
+            self._clients.admit,
             sock=self._door.listen(),
             backlog=LISTEN_BACKLOG,
-            max_frame_size=self.settings.max_message_bytes,
+            max_frame_size=self._settings.max_message_bytes,
             read_buffer_init_size=1024,
             logger_name=_picows_log(),
         )
-        log.info("ws://%s:%d%s", self.settings.host, self.settings.port, PATH)
+        log.info("ws://%s:%d%s", self._settings.host, self._settings.port, PATH)
         waiter = threading.Thread(target=self._wait_for_records, name="rings", daemon=True)
         waiter.start()
         pump = asyncio.create_task(self._joins.pump())
         try:
             self._runtime.ready()
-            next_alive_s = self.now_s() + ALIVE_S
+            next_alive_s = self._loop.time() + ALIVE_S
             while not self._runtime.stopping:
-                await asyncio.sleep(TICK_S if self.clients else MAX_WAIT_S)
+                await asyncio.sleep(TICK_S if self._clients.connected else MAX_WAIT_S)
                 self._tick()
                 if pump.done():
                     pump.result()
-                if self.now_s() > next_alive_s:
-                    next_alive_s = self.now_s() + ALIVE_S
-                    self._ping_all()
+                if self._loop.time() > next_alive_s:
+                    next_alive_s = self._loop.time() + ALIVE_S
+                    self._clients.ping()
             server.close()
             await self._say_goodbye()
         finally:
@@ -155,22 +129,24 @@ class Gateway:
             self._go.release()
             waiter.join(1.0)
             server.close()
-            for client in list(self.clients):
+            for client in list(self._clients.connected):
                 client.abort()
-            self._publish_counts()
+            self._clients.publish_counts()
 
     async def _say_goodbye(self) -> None:
-        deadline = self.now_s() + DRAIN_S
-        while self.audience.subscriptions and self._take_turn() and self.now_s() < deadline:
+        deadline = self._loop.time() + DRAIN_S
+        while self._audience.subscriptions and self._take_turn() and self._loop.time() < deadline:
             pass
-        while any(client.congested for client in self.clients) and self.now_s() < deadline:
+        while any(client.congested for client in self._clients.connected) and self._loop.time() < deadline:
             self._runtime.beat(time.time_ns())
             await asyncio.sleep(0.002)
-        leaving = list(self.clients)
+        leaving = list(self._clients.connected)
         for client in leaving:
             client.close(WSCloseCode.GOING_AWAY, "the engine stops")
-        deadline = self.now_s() + CLOSING_S
-        while self.now_s() < deadline and not all(c.transport is None or c.transport.is_disconnected for c in leaving):
+        deadline = self._loop.time() + CLOSING_S
+        while self._loop.time() < deadline and not all(
+            c.transport is None or c.transport.is_disconnected for c in leaving
+        ):
             self._runtime.beat(time.time_ns())
             await asyncio.sleep(0.005)
         for client in leaving:
@@ -194,18 +170,27 @@ class Gateway:
         """Some ring has something."""
         if self._closing:
             return
-        if not self.audience.subscriptions:
+        if not self._audience.subscriptions:
             self._parked = True
-        elif self._take_turn() >= self.settings.batch_slots:
+        elif self._take_turn() >= self._settings.batch_slots:
             self._loop.call_soon(self._on_records)
         else:
+            self._go.release()
+
+    def _begin_reading(self) -> None:
+        """A client is about to want something: from now on, if nobody did, and wake the waiter."""
+        if not self._audience.subscriptions:
+            for reader in self._readers:
+                reader.seek("newest")
+        if self._parked:
+            self._parked = False
             self._go.release()
 
     def _take_turn(self) -> int:
         """Take what each ring has and send it. Returns the most that one ring gave."""
         most = 0
         for reader in self._readers:
-            count = reader.read(self._records, self.settings.batch_slots)
+            count = reader.read(self._records, self._settings.batch_slots)
             if count:
                 most = max(most, count)
                 if reader.gap is not None:
@@ -220,14 +205,8 @@ class Gateway:
         publish_ns = int(records["ts_publish"][0])
         self._ring_latency.record(time.time_ns() - publish_ns)
         self._records_read.add(count)
-        audience = self.audience
-        keys = topic_keys(records)
-        wanted = audience.wanted[keys]
-        if not wanted.all():
-            for key in np.unique(keys[wanted == UNRESOLVED]).tolist():
-                audience.resolve(key)
-            wanted = audience.wanted[keys]
-        chosen = np.flatnonzero(wanted == SOMEBODY)
+        audience = self._audience
+        keys, chosen = audience.choose(records)
         if not len(chosen):
             return
         self._oldest_publish_ns = self._oldest_publish_ns or publish_ns
@@ -260,7 +239,7 @@ class Gateway:
                 self._send_latency.record(time.time_ns() - self._oldest_publish_ns)
         self._oldest_publish_ns = 0
         self._joins.end()
-        self._publish_counts()
+        self._clients.publish_counts()
         self._runtime.beat(time.time_ns())
 
     def _announce(self, ring: int, lost_from: int, lost_to: int) -> None:
@@ -269,173 +248,26 @@ class Gateway:
         self._gaps.add(1)
         self._records_lost.add(lost_to - lost_from)
         gap = Message(ANSWER, ring, 0, ALL_TOPICS, gap_frame(ALL_TOPICS, ring, (lost_from, lost_to), None, "overrun"))
-        for client in self.clients:
+        for client in self._clients.connected:
             if client.patterns:
                 client.offer(gap)
                 self._dirty[client] = None
 
-    # Requests
-
-    def _admit(self, request: WSUpgradeRequest) -> Any:
-        """Answer an upgrade request: a new client, or an HTTP error. Called by picows."""
-        has_room = len(self.clients) < self.settings.max_clients and not self._runtime.stopping
-        judged = self._door.judge(request, has_room=has_room)
-        if isinstance(judged, Refused):
-            self._clients_refused.add(1)
-            error = WSUpgradeResponse.create_error_response(judged.status, judged.why.encode() + b"\n")
-            return WSUpgradeResponseWithListener(error, None)
-        return WsClient(self, judged)
-
-    def joined(self, client: WsClient) -> None:
-        """A client's upgrade is done."""
-        self.clients[client] = None
-        if not client.authorised:
-            self._unauthorised[client] = self.now_s() + AUTH_S
-
-    def left(self, client: WsClient) -> None:
-        """A client is gone, or will get nothing more. Safe to call twice."""
-        for pattern in client.patterns:
-            self.audience.remove(client, pattern)
-        client.patterns.clear()
-        for of_clients in (self.clients, self.slow, self._unauthorised):
-            of_clients.pop(client, None)
-        self._joins.forget(client)
-
-    def serve(self, client: WsClient, data: bytes) -> None:
-        """Serve one request. RequestError: it can't be, for a reason that the client is told."""
-        request = decode_request(data)
-        try:
-            if isinstance(request, Auth):
-                self._authorise(client, request)
-            elif not client.authorised:
-                raise RequestError("type", 'a token is needed first: {"type":"auth","token":"..."}')
-            elif isinstance(request, Ping):
-                client.answer("pong", request.id)
-            elif isinstance(request, Subscribe):
-                self._subscribe(client, request)
-            else:
-                self._unsubscribe(client, request)
-        except RequestError as error:
-            error.request_id = request.id
-            raise
-
-    def _authorise(self, client: WsClient, request: Auth) -> None:
-        if not client.authorised and not self._door.token_fits(request.token):
-            self.count_refused()
-            client.answer("error", request.id, field="token", message="this is not the bearer token")
-            client.close(WSCloseCode.POLICY_VIOLATION, "not authorised")
-            return
-        client.authorised = True
-        self._unauthorised.pop(client, None)
-        client.answer("authorised", request.id)
-
-    def _subscribe(self, client: WsClient, request: Subscribe) -> None:
-        patterns = parse_topics(request.topics)
-        added = [pattern for pattern in patterns if pattern not in client.patterns]
-        limit = self.settings.max_topics
-        if len(client.patterns) + len(added) > limit:
-            raise RequestError(
-                "topics", f"that would be {len(client.patterns) + len(added)} topics, at most {limit} are allowed"
-            )
-        if request.snapshot:
-            self._joins.check(client)
-        if request.when_slow is not None:
-            client.when_slow = request.when_slow
-        if not self.audience.subscriptions:
-            for reader in self._readers:
-                reader.seek("newest")
-        before = tuple(client.patterns)
-        for pattern in added:
-            client.patterns[pattern] = patterns[pattern]
-            self.audience.add(client, pattern)
-        if request.snapshot and added:
-            self._joins.begin(client, request, added, before)
-        client.answer("subscribed", request.id, topics=list(patterns.values()))
-        if self._parked:
-            self._parked = False
-            self._go.release()
-
-    def _unsubscribe(self, client: WsClient, request: Unsubscribe) -> None:
-        patterns = parse_topics(request.topics)
-        for index, (pattern, topic) in enumerate(patterns.items()):
-            if pattern not in client.patterns:
-                raise RequestError(f"topics[{index}]", f"{topic!r} is not subscribed to")
-        for pattern in patterns:
-            del client.patterns[pattern]
-            self.audience.remove(client, pattern)
-        for join in client.joins:
-            join.forget(patterns)
-        client.answer("unsubscribed", request.id, topics=list(patterns.values()))
-
-    # Time and counters
+    # Time
 
     def _positions(self) -> dict[int, int]:
         """Per ring, the newest sequence that has been read."""
         return {reader.ring_id: reader.sequence - 1 for reader in self._readers}
 
-    def now_s(self) -> float:
-        """The loop's clock."""
-        return self._loop.time()
-
-    def soon(self, call: Callable[[], None]) -> None:
-        """Call at the loop's next turn."""
-        self._loop.call_soon(call)
-
-    def later(self, delay_s: float, call: Callable[[], None]) -> None:
-        """Call after a while."""
-        self._loop.call_later(delay_s, call)
-
     def _tick(self) -> None:
-        """Twenty times a second: heartbeat, clients that are too slow or too late, counters."""
+        """Twenty times a second: heartbeat, clients, counters."""
         self._runtime.beat(time.time_ns())
-        now_s = self.now_s()
-        for client in list(self.slow):
-            if client.paused and now_s - client.slow_since_s > self.settings.cut_after_s:
-                client.cut(f"the connection took nothing for {self.settings.cut_after_s:g} s")
-        for client, deadline_s in list(self._unauthorised.items()):
-            if now_s > deadline_s:
-                client.close(WSCloseCode.POLICY_VIOLATION, f"no token within {AUTH_S:g} s")
-        if not self.audience.subscriptions:
+        self._clients.look()
+        if not self._audience.subscriptions:
             for reader in self._readers:
                 reader.seek("newest")
         self._joins.end()
-        self._publish_counts()
-
-    def _ping_all(self) -> None:
-        for number, client in enumerate(list(self.clients), 1):
-            if client.alive:
-                client.alive = False
-                if client.transport is not None and not client.paused:
-                    client.transport.send_ping()
-            elif not client.paused:  # a slow one is judged by its slowness
-                client.abort()
-            if not number % 256:
-                self._runtime.beat(time.time_ns())
-
-    def count_sent(self, messages: int, size_bytes: int) -> None:
-        """Messages were handed to a socket."""
-        self._sent += messages
-        self._sent_bytes += size_bytes
-
-    def count_conflated(self, messages: int) -> None:
-        """Messages were replaced by newer ones."""
-        self._messages_conflated.add(messages)
-
-    def count_cut(self, why: str) -> None:
-        """A client is being cut."""
-        log.info("client cut: %s", why)
-        self._clients_cut.add(1)
-
-    def count_refused(self) -> None:
-        """A request could not be served."""
-        self._requests_refused.add(1)
-
-    def _publish_counts(self) -> None:
-        self._messages_sent.add(self._sent)
-        self._bytes_sent.add(self._sent_bytes)
-        self._sent = self._sent_bytes = 0
-        self._clients.set(len(self.clients))
-        self._subscriptions.set(self.audience.subscriptions)
+        self._clients.publish_counts()
 
     def close(self) -> None:
         """Leave the engine."""

@@ -1,6 +1,6 @@
 """One ZeroMQ endpoint of fan-out: an XPUB socket, who subscribed to what, and what happens when somebody is slow.
 
-Made by workers/fanout.py, one for each of raw, msgpack and JSON. An outlet never waits for anybody, unless told to
+Made by workers/listeners.py, one for each of raw, msgpack and JSON. An outlet never waits for anybody, unless told to
 be patient. It knows topics as bytes, and records not at all.
 
 The policy for a subscriber whose queue (`send_hwm` messages) is full: it loses the newest, nobody else does, and it

@@ -1,7 +1,7 @@
 """Fan-out's side of the ranking: who subscribed to a symbol by name goes in, which symbols rank high comes out.
 
-Called by workers/fanout.py when subscriptions change, and about once a second. It keeps nothing: what counts is in the
-rank table (shm/ranks.py), and without one it does nothing. No record is touched.
+Called by workers/listeners.py when subscriptions change, and about once a second. It keeps nothing: what counts is in
+the rank table (shm/ranks.py), and without one it does nothing. No record is touched.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
     rings --> read --> who wants it? (audience.py) --> encode once --> queue of each subscription --> ledger
                                                                           `--> POST, one at a time, retried
                                                                               (webhook_deliveries.py)
+    commands: other subscriptions --> the roll of those that are served (webhook_roll.py)
 
 While there is no subscription it sleeps: no ring attached, no aiohttp imported. At least once rests on the ledger
 (shm/ledger.py): a killed worker's successor reads each ring again from the first sequence that some subscription has
@@ -21,7 +22,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import random
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -34,19 +34,17 @@ import numpy as np
 from shm.errors import ShmError
 from shm.instruments import InstrumentTable
 from shm.layout import empty
-from shm.ledger import DeliveryState, Ledger
+from shm.ledger import Ledger
 from shm.ring import RingReader, RingSet, ring_info
 from shm.source_names import SourceNames
-from workers.audience import SOMEBODY, UNRESOLVED, Audience, topic_keys
+from workers.audience import Audience
 from workers.encode import MessageBuilder, encode_json
-from workers.errors import SettingsError
 from workers.runtime import MAX_WAIT_S, Runtime, main
-from workers.spec import AnyCommand, Done, Refused, SetSubscriptions, SubscriptionSpec, WebhookSettings
-from workers.stream import RequestError
-from workers.webhook_deliveries import Deliveries
+from workers.spec import AnyCommand, Refused, WebhookSettings
 from workers.webhook_queue import Message
-from workers.webhook_subscription import Limits, Subscription, patterns_of
-from workers.webhook_target import Addresses, check_url
+from workers.webhook_roll import Roll
+from workers.webhook_subscription import Subscription
+from workers.webhook_target import Addresses
 
 if TYPE_CHECKING:
     from workers.webhook_post import Poster
@@ -59,23 +57,13 @@ log = logging.getLogger("webhooks")
 
 
 class Webhooks:
-    """All subscriptions and the rings they are served from."""
+    """The rings, and what goes from them into the queues of subscriptions."""
 
     def __init__(self, runtime: Runtime[WebhookSettings], ledger: Ledger, poster: Poster, addresses: Addresses) -> None:
         """Go on with the subscriptions of the settings. Raises ShmError."""
         settings = runtime.settings
         self._runtime = runtime
         self._settings = settings
-        self._addresses = addresses
-        self._limits = Limits(
-            queue_messages=settings.queue_messages,
-            queue_bytes=settings.queue_bytes,
-            batch_messages=settings.batch_messages,
-            batch_bytes=settings.batch_bytes,
-            park_after=settings.park_after,
-            parked_ns=int(settings.parked_s * 1e9),
-        )
-        self._dice = random.SystemRandom()
         self._loop = asyncio.get_running_loop()
         self._waiter = ThreadPoolExecutor(1, thread_name_prefix="rings")
         self._instruments = InstrumentTable.attach(settings.engine)
@@ -84,30 +72,31 @@ class Webhooks:
         self._builder = MessageBuilder(self._source_names)
         self._records = empty(settings.batch_slots)
         self._records_view = memoryview(self._records.view(np.uint8).data)
-        self._subscriptions: dict[int, Subscription] = {}
-        self._deliveries = Deliveries(runtime, poster, self._serves)
         self._readers = RingSet()
         self._horizons: dict[int, int] = {}  # ring that is being read a second time -> where the first time ended
         self._wanted = asyncio.Event()
-        counter, gauge = runtime.status.counter, runtime.status.gauge
+        counter = runtime.status.counter
         self._records_read = counter("records_read")
         self._records_lost = counter("records_lost")
         self._gaps = counter("gaps")
         self._messages_encoded = counter("messages_encoded")
         self._messages_lost = counter("messages_lost")
-        self._targets = gauge("webhook_subscriptions")
-        self._parked = gauge("webhooks_parked")
-        self._queued = gauge("webhook_messages_queued")
-        self._queued_bytes = gauge("webhook_bytes_queued")
         self._ledger = ledger
-        ledger.keep({spec.key for spec in settings.subscriptions})
-        for spec in settings.subscriptions:
-            self._add(spec)
+        self._roll = Roll(
+            runtime,
+            ledger,
+            poster,
+            addresses,
+            self._audience,
+            on_begun=self._begin_now,
+            on_changed=self._begin_reading,
+        )
+        self._deliveries = self._roll.deliveries
         self._open_rings(resume=True)
 
     async def run(self, pending: list[AnyCommand]) -> None:
         """Serve until the runtime says stop; `pending` are commands that came before."""
-        self._obey(pending)
+        self._roll.obey(pending)
         reading = asyncio.create_task(self._read())
         try:
             while not self._runtime.stopping:
@@ -123,7 +112,7 @@ class Webhooks:
                 post.cancel()
             await asyncio.gather(reading, *posts, return_exceptions=True)
             self._waiter.shutdown(wait=True)  # it uses the mappings
-            for subscription in self._subscriptions.values():
+            for subscription in self._roll.subscriptions.values():
                 subscription.save()
             self._readers.close()
             self._instruments.close()
@@ -141,79 +130,6 @@ class Webhooks:
             self._runtime.beat(time.time_ns())
             await asyncio.wait(self._deliveries.posts, timeout=0.01)
 
-    # Subscriptions
-
-    def _serves(self, subscription: Subscription) -> bool:
-        """Whether it is still one of ours, and not an earlier one of the same key."""
-        return self._subscriptions.get(subscription.spec.key) is subscription
-
-    def _add(self, spec: SubscriptionSpec) -> Subscription:
-        slot = self._ledger.claim(spec.key)
-        subscription = Subscription(spec, slot, self._limits, self._settings.rings, self._dice)
-        self._subscriptions[spec.key] = subscription
-        if not spec.paused:
-            self._join(subscription)
-        return subscription
-
-    def _join(self, subscription: Subscription) -> None:
-        for pattern in subscription.patterns:
-            self._audience.add(subscription, pattern)
-        self._deliveries.schedule(subscription)
-
-    def _leave(self, subscription: Subscription) -> None:
-        for pattern in subscription.patterns:
-            self._audience.remove(subscription, pattern)
-        self._deliveries.unschedule(subscription)
-
-    def _obey(self, commands: list[AnyCommand]) -> None:
-        for command in commands:
-            if not isinstance(command, SetSubscriptions):
-                self._runtime.reply(Refused(request_id=command.request_id, error="webhooks have no feeds"))
-                continue
-            refused = self._first_refused(command)
-            if refused is None:
-                try:
-                    self._set(command)
-                except ShmError as error:
-                    refused = Refused(request_id=command.request_id, error=str(error))
-            self._runtime.reply(refused or Done(request_id=command.request_id))
-
-    def _first_refused(self, command: SetSubscriptions) -> Refused | None:
-        """The first subscription of a command that can't work; None if all can."""
-        for index, spec in enumerate(command.subscriptions):
-            try:
-                check_url(spec.callback_url, self._addresses)
-                patterns_of(spec)
-            except (SettingsError, RequestError) as error:
-                return Refused(request_id=command.request_id, error=str(error), settings=True, index=index)
-        return None
-
-    def _set(self, command: SetSubscriptions) -> None:
-        self._ledger.keep({*self._subscriptions, *(spec.key for spec in command.subscriptions)})
-        for spec in command.subscriptions:
-            self._ledger.claim(spec.key)  # may fail: before anything is done
-        for spec in command.subscriptions:
-            subscription = self._subscriptions.get(spec.key)
-            if subscription is None:
-                subscription = self._add(spec)
-                self._begin_now(subscription)
-            else:
-                was_paused = subscription.spec.paused
-                self._leave(subscription)
-                self._messages_lost.add(subscription.change(spec, unpark=command.unpark))
-                if was_paused:
-                    self._begin_now(subscription)
-                if not spec.paused:
-                    self._join(subscription)
-        for key in command.removed:
-            gone = self._subscriptions.pop(key, None)
-            if gone is not None:
-                self._leave(gone)
-        self._ledger.keep(self._subscriptions)
-        if self._active and not self._readers:
-            self._open_rings(resume=False)
-        self._deliveries.dispatch()
-
     def _begin_now(self, subscription: Subscription) -> None:
         """It gets what is read from now on, for the first time."""
         for reader in self._readers:
@@ -222,23 +138,17 @@ class Webhooks:
             subscription.read_again(reader.ring_id, reader.sequence, read)
         subscription.save()
 
-    @property
-    def _active(self) -> bool:
-        return self._audience.subscriptions > 0
-
-    # Rings to queues
-
     def _open_rings(self, *, resume: bool) -> None:
         """Attach to the rings: with `resume` where the ledger says, else at their ends."""
         engine, ledger = self._settings.engine, self._ledger
-        active = [s for s in self._subscriptions.values() if not s.spec.paused]
+        active = self._roll.active
         if not active:
             return
         for ring in self._settings.rings:
             made_ns = ring_info(engine, ring).created_ns
             same = ledger.ring_made_ns(ring) == made_ns
             if not same:
-                lost = sum(s.ring_is_gone(ring, ledger.read(ring)) for s in self._subscriptions.values())
+                lost = sum(s.ring_is_gone(ring, ledger.read(ring)) for s in self._roll.subscriptions.values())
                 self._messages_lost.add(lost)
             reader = RingReader.attach(engine, ring, label=self._settings.label)
             self._readers.append(reader)
@@ -260,6 +170,11 @@ class Webhooks:
             subscription.save()
         self._wanted.set()
 
+    def _begin_reading(self) -> None:
+        """The first active subscription is there."""
+        if self._audience.subscriptions and not self._readers:
+            self._open_rings(resume=False)
+
     def _close_rings(self) -> None:
         self._readers.close()
         self._readers.clear()
@@ -269,7 +184,7 @@ class Webhooks:
     async def _read(self) -> None:
         """Turn after turn; sleeps while the rings are empty, and without a subscription."""
         while True:
-            if not self._active:
+            if not self._audience.subscriptions:
                 self._close_rings()
                 self._wanted.clear()
                 await self._wanted.wait()
@@ -292,7 +207,7 @@ class Webhooks:
                 touched = self._queue(reader.ring_id, count)
                 ring = reader.ring_id
                 if ring in self._horizons:
-                    active = [s for s in self._subscriptions.values() if not s.spec.paused]
+                    active = self._roll.active
                     self._follow(reader, active)
                     touched = dict.fromkeys(active)
                 for subscription in touched:
@@ -316,14 +231,8 @@ class Webhooks:
         records = self._records[:count]
         self._records_read.add(count)
         audience = self._audience
-        keys = topic_keys(records)
-        wanted = audience.wanted[keys]
-        if not wanted.all():
-            for key in np.unique(keys[wanted == UNRESOLVED]).tolist():
-                audience.resolve(key)
-            wanted = audience.wanted[keys]
+        keys, chosen = audience.choose(records)
         touched: dict[Subscription, None] = {}
-        chosen = np.flatnonzero(wanted == SOMEBODY)
         if not len(chosen):
             return touched
         publish_ns = int(records["ts_publish"][0])
@@ -349,11 +258,10 @@ class Webhooks:
         log.warning("ring %d: lost %d records, %d to %d", ring, end - first, first, end - 1)
         self._gaps.add(1)
         self._records_lost.add(end - first)
-        for subscription in self._subscriptions.values():
-            if not subscription.spec.paused:
-                subscription.overrun(ring, first, end)
-                subscription.save()
-                self._deliveries.offer(subscription)
+        for subscription in self._roll.active:
+            subscription.overrun(ring, first, end)
+            subscription.save()
+            self._deliveries.offer(subscription)
 
     # Time
 
@@ -364,25 +272,9 @@ class Webhooks:
             raise self._deliveries.fault
         commands = self._runtime.commands()
         if commands:
-            self._obey(commands)
-        self._shed()
-        self._targets.set(len(self._subscriptions))
-        self._parked.set(sum(s.state is DeliveryState.PARKED for s in self._subscriptions.values()))
-        self._queued.set(sum(len(s.queue) for s in self._subscriptions.values()))
-        self._queued_bytes.set(sum(s.queue.size_bytes for s in self._subscriptions.values()))
-
-    def _shed(self) -> None:
-        """Keep all queues together within bounds: low priority gives first, and of equals the longest queue."""
-        excess = sum(s.queue.size_bytes for s in self._subscriptions.values()) - self._settings.total_bytes
-        if excess <= 0:
-            return
-        for subscription in sorted(self._subscriptions.values(), key=lambda s: (-s.rank, -s.queue.size_bytes)):
-            before = subscription.queue.size_bytes
-            self._messages_lost.add(subscription.shed(excess))
-            subscription.save()
-            excess -= before - subscription.queue.size_bytes
-            if excess <= 0:
-                return
+            self._roll.obey(commands)
+        self._roll.shed()
+        self._roll.measure()
 
 
 async def _serve(

@@ -1,6 +1,6 @@
 """One WebSocket client of the gateway: its requests in, its messages out, its slowness its own.
 
-Made by `gateway.py` for each connection; picows calls the `on_` methods and `pause_writing`, the gateway the others,
+Made by `clients.py` for each connection; picows calls the `on_` methods and `pause_writing`, the gateway the others,
 all on the event loop's thread. Messages are whole frames (`stream.frame`), so that they go to the socket as they are,
 many in one system call. What the socket does not take waits here:
 
@@ -25,7 +25,7 @@ from workers.late_join import LateJoin
 from workers.stream import Pattern, RequestError, answer_frame
 
 if TYPE_CHECKING:
-    from workers.gateway import Gateway
+    from workers.clients import Clients
 
 HIGH_WATER_BYTES: Final = 65536
 LOW_WATER_BYTES: Final = 16384
@@ -43,8 +43,8 @@ class WsClient(WSListener):
         "alive",
         "authorised",
         "backlog",
+        "clients",
         "closed",
-        "gateway",
         "joins",
         "outbox",
         "patterns",
@@ -57,9 +57,9 @@ class WsClient(WSListener):
         "writer",
     )
 
-    def __init__(self, gateway: Gateway, authorised: bool) -> None:
+    def __init__(self, clients: Clients, authorised: bool) -> None:
         """A client that has asked for the upgrade and not been answered."""
-        self.gateway = gateway
+        self.clients = clients
         self.authorised = authorised
         self.patterns: dict[Pattern, str] = {}
         self.outbox: list[Message] = []
@@ -86,7 +86,7 @@ class WsClient(WSListener):
         self.transport = transport
         self.writer = transport.underlying_transport
         self.writer.set_write_buffer_limits(HIGH_WATER_BYTES, LOW_WATER_BYTES)
-        self.gateway.joined(self)
+        self.clients.joined(self)
 
     def on_ws_disconnected(self, transport: WSTransport) -> None:  # noqa: ARG002 -- the signature is picows'
         """The connection is gone, however it went."""
@@ -94,7 +94,7 @@ class WsClient(WSListener):
         self.outbox.clear()
         self.backlog = None
         self.joins.clear()
-        self.gateway.left(self)
+        self.clients.left(self)
 
     def on_ws_frame(self, transport: WSTransport, frame: WSFrame) -> None:
         """A frame from the client; messages may come in several."""
@@ -119,7 +119,7 @@ class WsClient(WSListener):
         elif not frame.fin:
             self._partial, self._partial_text = bytearray(data), kind == WSMsgType.TEXT
         if self._partial is not None:
-            if len(self._partial) > self.gateway.settings.max_message_bytes:
+            if len(self._partial) > self.clients.settings.max_message_bytes:
                 self.close(WSCloseCode.MESSAGE_TOO_BIG, "message too big")
                 return
             if not frame.fin:
@@ -132,20 +132,20 @@ class WsClient(WSListener):
 
     def _take(self, data: bytes, is_text: bool) -> None:
         """One whole message."""
-        second = int(self.gateway.now_s())
+        second = int(self.clients.now_s())
         if second != self.request_second:
             self.request_second, self.request_count = second, 0
         self.request_count += 1
         if self.request_count > REQUESTS_PER_SECOND:
-            self.gateway.count_refused()
+            self.clients.count_refused()
             self.close(WSCloseCode.POLICY_VIOLATION, f"more than {REQUESTS_PER_SECOND} messages in a second")
             return
         try:
             if not is_text:
                 raise RequestError("", "a binary message; requests are JSON in text messages")
-            self.gateway.serve(self, data)
+            self.clients.serve(self, data)
         except RequestError as error:
-            self.gateway.count_refused()
+            self.clients.count_refused()
             self.answer("error", error.request_id, field=error.field, message=error.message)
 
     def lets_pass(self, message: Message, kind: int, symbol: str) -> bool:
@@ -193,11 +193,11 @@ class WsClient(WSListener):
 
     def _write(self, data: bytes, messages: int) -> None:
         self.writer.write(data)
-        self.gateway.count_sent(messages, len(data))
+        self.clients.count_sent(messages, len(data))
 
     def _let_wait(self, messages: list[Message]) -> None:
         if self.backlog is None:
-            settings = self.gateway.settings
+            settings = self.clients.settings
             self.backlog = Backlog(settings.queue_messages, settings.conflated_topics)
         backlog = self.backlog
         before = backlog.conflated
@@ -206,21 +206,21 @@ class WsClient(WSListener):
                 self.cut("too many topics wait")
                 return
         if backlog.conflating and self.when_slow == "cut":
-            self.cut(f"more than {self.gateway.settings.queue_messages} messages wait, and when_slow is cut")
+            self.cut(f"more than {self.clients.settings.queue_messages} messages wait, and when_slow is cut")
             return
-        self.gateway.count_conflated(backlog.conflated - before)
+        self.clients.count_conflated(backlog.conflated - before)
 
     def pause_writing(self) -> None:
         """The socket's buffer is above the high-water mark."""
         self.paused = True
         if not self.closed:
-            self.slow_since_s = self.gateway.now_s()
-            self.gateway.slow[self] = None
+            self.slow_since_s = self.clients.now_s()
+            self.clients.slow[self] = None
 
     def resume_writing(self) -> None:
         """The socket's buffer is below the low-water mark. Written from the loop: the transport is in its own write."""
         self.paused = False
-        self.gateway.soon(self.drain)
+        self.clients.soon(self.drain)
 
     def drain(self) -> None:
         """Write what waits until the socket takes no more."""
@@ -231,13 +231,13 @@ class WsClient(WSListener):
                 break
             self._write(b"".join(frames), messages)
         if not self.congested:
-            self.gateway.slow.pop(self, None)
+            self.clients.slow.pop(self, None)
 
     def cut(self, why: str) -> None:
         """End a client that is too slow."""
         if self.closed:
             return
-        self.gateway.count_cut(why)
+        self.clients.count_cut(why)
         self.close(WSCloseCode.POLICY_VIOLATION, f"too slow: {why}")
 
     def close(self, code: WSCloseCode, why: str) -> None:
@@ -248,9 +248,9 @@ class WsClient(WSListener):
         self.outbox.clear()
         self.backlog = None
         self.joins.clear()
-        self.gateway.left(self)
+        self.clients.left(self)
         self.transport.send_close(code, why.encode()[:120])
-        self.gateway.later(CLOSE_S, self.abort)
+        self.clients.later(CLOSE_S, self.abort)
 
     def abort(self) -> None:
         """End the connection at once. Safe to call twice."""

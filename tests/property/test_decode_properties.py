@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shm.layout import Action, RecordType, concatenate, empty
+from tests.decoding import collect
 from workers.decoders._binance import BinanceDecoder
 from workers.decoders._coinbase import CoinbaseDecoder
 from workers.decoders._containers import LengthReader, LineReader, PacketReader
@@ -32,16 +33,6 @@ from workers.decoders.tick_files import RunReader
 def names() -> Callable[[str], int]:
     numbers: dict[str, int] = {}
     return lambda name: numbers.setdefault(name, len(numbers))
-
-
-def drain(decoder: NativeDecoder, size: int = 256) -> np.ndarray:
-    batches = [empty(0)]
-    while True:
-        out = empty(size)
-        count = decoder.decode(out)
-        if not count:
-            return concatenate(batches)
-        batches.append(out[:count])
 
 
 # ---- decimals -----------------------------------------------------------------------------------------------------
@@ -129,7 +120,7 @@ def test_binance_kernel_and_msgspec_make_the_same_records(messages: list[bytes])
     for native in (True, False):
         decoder = BinanceDecoder(names(), native=native)
         decoder.feed(*many_frames(messages, list(range(len(messages)))))
-        found.append((drain(decoder).tobytes(), decoder.counters))
+        found.append((collect(decoder, 256).tobytes(), decoder.counters))
     assert found[0] == found[1]
 
 
@@ -179,7 +170,7 @@ def test_itch_orders_follow_a_dict(steps: list[tuple[str, int, int, int]]) -> No
         messages.append(head + body)
     run = b"".join(struct.pack(">H", len(message)) + message for message in messages)
     decoder.feed(*many_frames([run], [0]))
-    records = drain(decoder, size=7)
+    records = collect(decoder, size=7)
     levels = records[records["record_type"] == RecordType.LEVEL2]
     assert [(int(one["action"]), float(one["price"]), float(one["size"])) for one in levels] == wanted
     assert decoder.live_orders == len(model)
@@ -194,7 +185,7 @@ def test_itch_order_map_grows_and_empties() -> None:
     def run(kind: bytes, tail: bytes) -> None:
         messages = [kind + bytes(10) + struct.pack(">Q", one) + tail for one in references]
         decoder.feed(*many_frames([b"".join(struct.pack(">H", len(one)) + one for one in messages)], [0]))
-        drain(decoder, size=4096)
+        collect(decoder, size=4096)
 
     run(b"A", struct.pack(">cI8sI", b"S", 5, b"X       ", 10_000))
     assert decoder.live_orders == len(set(references))
@@ -208,7 +199,7 @@ def test_itch_order_map_refuses_more_than_its_limit_and_counts() -> None:
     decoder = ItchDecoder(names(), packets=False, max_orders=10)
     orders = [b"A" + bytes(10) + struct.pack(">QcI8sI", one, b"S", 5, b"X       ", 10_000) for one in range(1, 31)]
     decoder.feed(*many_frames([b"".join(struct.pack(">H", len(one)) + one for one in orders)], [0]))
-    assert len(drain(decoder)) == 30
+    assert len(collect(decoder, 256)) == 30
     assert decoder.live_orders == 10
     assert decoder.counters.malformed == {"no memory": 20}
 
@@ -239,7 +230,7 @@ def test_lobster_levels_lead_from_each_book_to_the_next(books: list[tuple[dict[i
         lines.append(",".join(row) + "\n")
     decoder = LobsterDecoder(names(), "X", 0)
     decoder.feed(*many_frames(["".join(lines).encode()], [0]))
-    records = drain(decoder, size=3)
+    records = collect(decoder, size=3)
     assert decoder.counters.malformed == {}
     levels = records[records["record_type"] == RecordType.LEVEL2]
     have: dict[int, dict[float, float]] = {1: {}, 2: {}}
@@ -338,7 +329,7 @@ def decode(
         batch = container.feed(data[first : first + step])
         if len(batch.frames):
             decoder.feed(*batch)
-            batches.append(drain(decoder))
+            batches.append(collect(decoder, 256))
     return concatenate(batches)
 
 

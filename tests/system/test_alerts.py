@@ -15,8 +15,8 @@ import pytest
 import zmq
 
 from shm.layout import RECORD
+from tests.replayed_trades import trades
 from tests.system.engine_process import EngineProcess, wait_for
-from tests.unit.test_replay_source import trades
 from workers.wire import unpack_frame
 
 pytestmark = pytest.mark.slow

@@ -15,11 +15,11 @@ import pytest
 
 from shm.layout import RecordType, empty
 from shm.ring import RingReader
+from tests.replayed_trades import drain, make
+from tests.replayed_trades import trades as write_trades
 from tests.system.engine_process import DEADLINE_S, ROOT, EngineProcess, wait_for
 from tests.system.test_cli import cli, start
 from tests.system.test_live_feeds import trades
-from tests.unit.test_replay_source import drain, make
-from tests.unit.test_replay_source import trades as write_trades
 from tests.unit.test_websocket_source import of
 from tests.venue_server import Act, VenueServer, always_ready, binance_answer
 from workers.decoders.capture import open_capture

@@ -17,6 +17,11 @@ MAY_IMPORT = {
     "tools": {"tools", "engine", "workers", "shm", "perf"},
     "perf": {"perf", "tools", "engine", "workers", "shm"},
 }
+FOLDERS = (*PACKAGES, "workers/decoders", "workers/sources", "workers/spec", "workers/venues")
+DOCUMENTS = sorted(
+    [*ROOT.glob("*.md")]
+    + [path for top in (*PACKAGES, "tests", "systemd", "deploy") for path in (ROOT / top).rglob("*.md")]
+)
 SHM_LIBRARIES = {"numpy", "posix_ipc"}
 
 
@@ -64,7 +69,7 @@ def test_a_consumer_needs_numpy_and_posix_ipc_alone() -> None:
         assert not foreign, f"{path.relative_to(ROOT)} imports {foreign}"
 
 
-@pytest.mark.parametrize("package", [*PACKAGES, "workers/decoders", "workers/sources", "workers/venues"])
+@pytest.mark.parametrize("package", FOLDERS)
 def test_readme_names_every_module_and_no_missing_one(package: str) -> None:
     folder = ROOT / package
     readme = (folder / "README.md").read_text()
@@ -78,6 +83,35 @@ def test_readme_names_every_module_and_no_missing_one(package: str) -> None:
     named = set(re.findall(r"`([\w/]+\.(?:py|pyx|pxi|pxd|h))`", readme))
     gone = sorted(name for name in named if not (folder / name).exists() and not (ROOT / name).exists())
     assert not gone, f"{package}/README.md names {gone}, which do not exist"
+
+
+def anchor(heading: str) -> str:
+    """What a heading can be linked by: as the hosts of Markdown make it."""
+    return re.sub(r"[^\w\- ]", "", heading.strip().lower()).replace(" ", "-")
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_links_between_documents_lead_somewhere(document: Path) -> None:
+    for target, _, place in re.findall(r"\]\(([^)#:\s]*)(#([^)\s]+))?\)", document.read_text()):
+        found = document.parent / target if target else document
+        assert found.exists(), f"{document.relative_to(ROOT)} links to {target}, which is not there"
+        if place:
+            headings = re.findall(r"^#+ (.+)$", found.read_text(), re.MULTILINE)
+            assert place in map(anchor, headings), f"{document.relative_to(ROOT)} links to {target}#{place}"
+
+
+@pytest.mark.parametrize("package", FOLDERS)
+def test_readme_leads_to_the_documents_beside_it(package: str) -> None:
+    folder = ROOT / package
+    readme = (folder / "README.md").read_text()
+    for document in folder.glob("*.md"):
+        if document.name == "README.md":
+            continue
+        assert f"({document.name})" in readme, f"{package}/README.md leaves out {document.name}"
+        named = set(re.findall(r"`([\w/]+\.(?:py|pyx|pxi|pxd|h))`", document.read_text()))
+        homes = (ROOT, ROOT / "tests/plugin_example/src", folder, *(path for path in folder.iterdir() if path.is_dir()))
+        gone = sorted(name for name in named if not any((home / name).exists() for home in homes))
+        assert not gone, f"{package}/{document.name} names {gone}, which do not exist"
 
 
 def test_architecture_names_every_package() -> None:

@@ -155,7 +155,7 @@ def test_the_file_is_a_plain_pcap_with_addresses_and_checksums(recording: Record
 
 @pytest.mark.bare_kernel  # options of multicast sockets
 def test_packets_of_parts_go_on_with_the_books_of_the_part_before(tmp_path: Path) -> None:
-    from tests.unit.test_replay_source import drain, make
+    from tests.replayed_trades import drain, make
 
     settings = CaptureSettings(folder=str(tmp_path), part_bytes=4096, flush_s=0.01)
     recording = Recording(settings)

@@ -16,9 +16,9 @@ import numpy as np
 import pytest
 
 from shm.layout import Flag, RecordType, StatusCode, concatenate, empty
+from tests.replayed_trades import drain
 from tests.unit.test_capture_venues import comparable, lines_of
 from tests.unit.test_polled_source import FAST, KEY, TODAY_NS, Feed
-from tests.unit.test_replay_source import drain
 from tests.unit.test_websocket_source import of
 from tests.vendor_server import (
     Reply,

@@ -9,10 +9,12 @@ import msgspec
 import pytest
 
 from engine.access import read_tokens
-from engine.config import ENVIRONMENT, SECTIONS, gateway_port, load, parse_bytes
+from engine.byte_size import parse_bytes
+from engine.config import ENVIRONMENT, SECTIONS, gateway_port, load
 from engine.errors import ConfigError
+from engine.feed_settings import FeedSection, QualitySection, RedundancySection
 from engine.manual import describe_key, render
-from engine.settings import Config, FeedSection, QualitySection, RedundancySection
+from engine.settings import Config
 from workers.spec import QualitySettings, RedundancySettings
 
 

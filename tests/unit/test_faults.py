@@ -13,8 +13,8 @@ import pytest
 from shm.layout import NO_INSTRUMENT, RecordType, StatusCode, empty
 from shm.status import Counter
 from tests.multicast import mold
+from tests.replayed_trades import NOW_NS, SECOND_NS, drain, make, market, trades
 from tests.unit.test_multicast_source import add
-from tests.unit.test_replay_source import NOW_NS, SECOND_NS, drain, make, market, trades
 from tests.venue_server import received
 from workers.decoders._coinbase import CoinbaseDecoder
 from workers.decoders._itch import ItchDecoder

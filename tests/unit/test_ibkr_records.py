@@ -303,7 +303,7 @@ def test_no_more_than_60_historical_requests_in_any_ten_minutes() -> None:
 
 
 def test_the_table_for_people_is_the_table() -> None:
-    text = (ROOT / "workers/sources/README.md").read_text().partition("What TWS says in numbers.")[2]
+    text = (ROOT / "workers/sources/IBKR.md").read_text().partition("What TWS says in numbers.")[2]
     written = set()
     for line in text.splitlines():
         if found := re.match(r"\| ([\d, ]+) \|", line):

@@ -2,131 +2,25 @@
 
 from __future__ import annotations
 
-import os
 import signal
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-import zmq
 
-from shm.instruments import InstrumentTable
-from shm.layout import Flag, RecordType, StatusCode, concatenate, empty
-from shm.ring import RingReader, create_ring
-from shm.status import ProcessState, ProcessView, StatusBlock
+from shm.layout import Flag, RecordType, StatusCode, concatenate
+from shm.status import ProcessState
+from tests.ingest_worker import DEADLINE_S, RING, Engine, finish, simulated, until
 from workers.spec import (
     EXIT_BAD_SETTINGS,
     EXIT_CLEAN,
     EXIT_SHM,
-    AddFeed,
-    AnyReply,
-    Command,
-    Done,
-    Drain,
     FeedSpec,
-    Hello,
     IngestSettings,
-    PauseFeed,
-    Ping,
-    Refused,
-    RemoveFeed,
-    ResumeFeed,
-    decode_reply,
     encode,
-    encode_command,
 )
-
-ROOT = Path(__file__).resolve().parents[2]
-RING = 2
-DEADLINE_S = 60
-
-
-def until(condition: Callable[[], Any], what: str) -> Any:
-    deadline = time.monotonic() + DEADLINE_S
-    while time.monotonic() < deadline:
-        if value := condition():
-            return value
-        time.sleep(0.005)
-    raise AssertionError(f"not within {DEADLINE_S} s: {what}")
-
-
-def simulated(feed_id: int = 1, **options: Any) -> FeedSpec:
-    return FeedSpec(feed_id=feed_id, name=f"sim-{feed_id}", source="simulated", options=options)
-
-
-class Engine:
-    """The segments that a control process makes, and ingest workers started as it starts them."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-        self.block = StatusBlock.create(name, process_slots=4)
-        self.block.set_engine(control_pid=os.getpid(), started_ns=time.time_ns())
-        self.instruments = InstrumentTable.create(name)
-        create_ring(name, RING, depth_slots=131_072)
-        self.workers: list[subprocess.Popen[bytes]] = []
-
-    def start(self, *feeds: FeedSpec, **settings: Any) -> subprocess.Popen[bytes]:
-        line = encode(IngestSettings(engine=self.name, label="ingest-0", ring_id=RING, feeds=feeds, **settings))
-        return self.start_with(line)
-
-    def start_with(self, line: bytes) -> subprocess.Popen[bytes]:
-        worker = subprocess.Popen(
-            [sys.executable, "-m", "workers.ingest"],
-            stdin=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            cwd=ROOT,
-        )
-        self.workers.append(worker)
-        assert worker.stdin is not None
-        worker.stdin.write(line)
-        worker.stdin.flush()
-        return worker
-
-    def view(self) -> ProcessView:
-        view = self.block.process("ingest-0")
-        assert view is not None
-        return view
-
-    def counter(self, name: str) -> int:
-        """0 as long as the worker has not registered or not made it."""
-        view = self.block.process("ingest-0")
-        return view.counters.get(name, 0) if view else 0
-
-    def state(self) -> ProcessState | None:
-        view = self.block.process("ingest-0")
-        return view.state if view else None
-
-    def is_ready(self, pid: int) -> bool:
-        view = self.block.process("ingest-0")
-        return view is not None and view.pid == pid and view.state == ProcessState.READY
-
-    def reader(self) -> RingReader:
-        return RingReader.attach(self.name, RING, start=1, register=False)
-
-    def records(self, reader: RingReader, count: int) -> np.ndarray:
-        """At least `count` more records."""
-        batches: list[np.ndarray] = []
-        deadline = time.monotonic() + DEADLINE_S
-        while sum(map(len, batches)) < count:
-            out = empty(4096)
-            batches.append(out[: reader.read(out)])
-            assert time.monotonic() < deadline, f"{count} records not within {DEADLINE_S} s"
-            reader.wait(0.05)
-        return concatenate(batches)
-
-    def close(self) -> None:
-        for worker in self.workers:
-            worker.kill()
-            worker.wait()
-            for pipe in (worker.stdin, worker.stderr):
-                if pipe is not None:
-                    pipe.close()
-        self.block.close()
 
 
 @pytest.fixture
@@ -134,13 +28,6 @@ def engine(engine_name: str) -> Iterator[Engine]:
     engine = Engine(engine_name)
     yield engine
     engine.close()
-
-
-def finish(worker: subprocess.Popen[bytes]) -> tuple[int, str]:
-    """Wait for the end without closing its standard input; exit code and what it logged."""
-    code = worker.wait(DEADLINE_S)
-    assert worker.stderr is not None
-    return code, worker.stderr.read().decode()
 
 
 def codes(records: np.ndarray) -> list[int]:
@@ -368,101 +255,3 @@ def test_a_finished_replay_is_said_to_have_ended(engine: Engine, tmp_path: Path)
     assert engine.counter("feed.3.records") == 101
     assert engine.counter("bytes_received") > 100 * 100
     assert worker.poll() is None
-
-
-class Control:
-    """The control process's end of the command socket."""
-
-    def __init__(self, path: Path) -> None:
-        self.endpoint = f"ipc://{path}"
-        self.socket = zmq.Context.instance().socket(zmq.ROUTER)
-        self.socket.bind(self.endpoint)
-
-    def receive(self) -> tuple[bytes, AnyReply]:
-        assert self.socket.poll(DEADLINE_S * 1000), "no reply"
-        label, frame = self.socket.recv_multipart()
-        return label, decode_reply(frame)
-
-    def ask(self, command: Command) -> AnyReply:
-        self.socket.send_multipart([b"ingest-0", encode_command(command)])
-        return self.receive()[1]
-
-
-@pytest.fixture
-def control(tmp_path: Path) -> Iterator[Control]:
-    control = Control(tmp_path / "control")
-    yield control
-    control.socket.close(linger=0)
-
-
-def test_commands_are_answered_and_carried_out(engine: Engine, control: Control) -> None:
-    worker = engine.start(simulated(rate=2000), control_endpoint=control.endpoint)
-    label, hello = control.receive()
-    assert label == b"ingest-0"
-    assert isinstance(hello, Hello)
-    assert hello.pid == worker.pid
-    assert control.ask(Ping(request_id=7)) == Done(request_id=7)
-    reader = engine.reader()
-    engine.records(reader, 100)
-
-    assert control.ask(PauseFeed(request_id=8, feed_id=1)) == Done(request_id=8)
-    paused_at = engine.counter("feed.1.records")
-    assert control.ask(Ping(request_id=9)) == Done(request_id=9)
-    assert engine.counter("feed.1.records") == paused_at
-    assert engine.counter("feed.1.paused") == 1
-
-    assert control.ask(ResumeFeed(request_id=10, feed_id=1)) == Done(request_id=10)
-    until(lambda: engine.counter("feed.1.records") > paused_at + 100, "records after the pause")
-
-    refused = control.ask(PauseFeed(request_id=11, feed_id=77))
-    assert isinstance(refused, Refused)
-    assert "no feed 77" in refused.error
-
-    control.socket.send_multipart([b"ingest-0", b"rubbish"])
-    assert isinstance(control.receive()[1], Refused)
-
-    assert control.ask(Drain(request_id=12)) == Done(request_id=12)
-    assert worker.wait(DEADLINE_S) == EXIT_CLEAN
-
-
-def test_feeds_are_added_and_removed_while_the_worker_runs(engine: Engine, control: Control) -> None:
-    engine.start(control_endpoint=control.endpoint)
-    control.receive()
-    spec = FeedSpec(feed_id=9, name="late", source="simulated", symbols=("TSLA",), options={"rate": 500}, added=True)
-    assert control.ask(AddFeed(request_id=1, feed=spec)) == Done(request_id=1)
-    assert control.ask(AddFeed(request_id=2, feed=spec)) == Done(request_id=2)  # hosts it already
-    until(lambda: engine.counter("feed.9.records") > 50, "records of the feed")
-    assert control.ask(RemoveFeed(request_id=3, feed_id=9)) == Done(request_id=3)
-    assert control.ask(RemoveFeed(request_id=4, feed_id=9)) == Done(request_id=4)
-    held = engine.counter("feed.9.records")
-    assert control.ask(Ping(request_id=5)) == Done(request_id=5)
-    assert engine.counter("feed.9.records") == held
-    assert control.ask(AddFeed(request_id=6, feed=spec, fresh=True)) == Done(request_id=6)
-    assert engine.counter("feed.9.records") < held
-
-
-@pytest.mark.parametrize(
-    ("source", "options", "says"),
-    [("simulatd", {}, "simulated"), ("simulated", {"rat": 1}, "rate"), ("replay", {}, "files")],
-)
-def test_a_feed_that_can_not_work_is_refused_when_added(
-    engine: Engine, control: Control, source: str, options: dict[str, Any], says: str
-) -> None:
-    engine.start(simulated(rate=2000), control_endpoint=control.endpoint)
-    control.receive()
-    bad = FeedSpec(feed_id=9, name="bad", source=source, options=options, added=True)
-    reply = control.ask(AddFeed(request_id=1, feed=bad))
-    assert isinstance(reply, Refused)
-    assert reply.settings
-    assert says in reply.error
-    before = engine.counter("feed.1.records")
-    until(lambda: engine.counter("feed.1.records") > before, "the other feed to go on")
-
-
-def test_an_added_feed_that_can_not_work_any_more_does_not_keep_its_worker_from_starting(engine: Engine) -> None:
-    gone = FeedSpec(feed_id=9, name="gone", source="no-such-source", added=True)
-    paused = FeedSpec(feed_id=8, name="paused", source="simulated", options={"rate": 500}, added=True, paused=True)
-    engine.start(simulated(rate=2000), gone, paused)
-    until(lambda: engine.counter("feed.9.down") and engine.counter("feed.1.records") > 100, "one down, one up")
-    assert engine.counter("feed.8.paused") == 1
-    assert engine.counter("feed.8.records") == 0

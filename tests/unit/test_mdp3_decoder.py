@@ -12,10 +12,10 @@ import pytest
 
 from shm.layout import Action, Flag, RecordType, Side, concatenate, empty
 from tests import mdp3
+from tests.decoding import Names, drain, shown
 from tests.mdp3 import book, definition, level, packet, snapshot, snapshot_level, trade, trades
 from tests.unit.test_decode_bounds import payloads
 from tests.unit.test_decode_samples import iso, of_type, read
-from tests.unit.test_decode_venues import Names, drain, shown
 from tools.cli import main
 from workers.decoders._mdp3 import Mdp3Decoder, is_packet, market_depth
 from workers.decoders.capture import describe_capture, open_capture

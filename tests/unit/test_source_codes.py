@@ -8,8 +8,8 @@ import pytest
 
 from engine.config import load
 from engine.errors import ConfigError
+from engine.feed_settings import FeedSection
 from engine.plan import make_plan
-from engine.settings import FeedSection
 from engine.source_codes import SourceCodes
 from engine.store import Store
 from shm import source_names

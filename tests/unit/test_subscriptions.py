@@ -9,7 +9,6 @@ from typing import Any
 import msgspec
 import pytest
 
-from engine.answers import ChangeSubscription
 from engine.config import load
 from engine.errors import (
     ConfigError,
@@ -21,6 +20,7 @@ from engine.errors import (
 from engine.http_subscriptions import changed, failure_words, state_word
 from engine.settings import Config
 from engine.store import Store, StoredSubscription
+from engine.subscription_bodies import ChangeSubscription
 from engine.subscriptions import Subscriptions, specs, topics_of
 from engine.webhook_secret import FILE, VARIABLE, WebhookSecret
 from shm.ledger import DeliveryState, Failure

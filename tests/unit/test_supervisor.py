@@ -10,10 +10,11 @@ import pytest
 
 from engine.config import load
 from engine.errors import ConfigError
+from engine.feed_settings import FeedSection
+from engine.folders import runtime_dir
 from engine.lifecycle import TRANSITIONS, Action, Event, Life, Limits, Phase, backoff_s
-from engine.plan import make_plan, runtime_dir
+from engine.plan import make_plan
 from engine.process import LINES_PER_SECOND, MAX_LINE_BYTES, LineBuffer, worker_environment
-from engine.settings import FeedSection
 from engine.supervisor import end_in_words
 from workers.source import read_options
 from workers.sources.replay import ReplayOptions

@@ -36,6 +36,10 @@ cdef extern from "workers/decoders/fix.h" nogil:
     ctypedef struct fix_entry "struct fix_entry":
         pass
 
+    ctypedef struct fix_message "struct fix_message":
+        fix_entry *entry
+        int alone
+
     ctypedef struct fix_books "struct fix_books":
         pass
 
@@ -51,8 +55,7 @@ cdef extern from "workers/decoders/fix.h" nogil:
         tk_symbols requests
         fix_books session[64]
         size_t sessions
-        int alone
-        fix_entry *entry
+        fix_message message
         uint32_t *touched
         int wants
         int top
@@ -238,12 +241,12 @@ cdef class FixDecoder(NativeDecoder):
         bits = {"quote": FIX_WANTS_QUOTE, "trade": FIX_WANTS_TRADE, "level2": FIX_WANTS_LEVEL2}
         self.state.wants = sum(bits[name] for name in set(wants))
         self.state.top = top
-        self.state.alone = alone
+        self.state.message.alone = alone
 
     def __dealloc__(self):
         free(self.state.symbols.entry)
         free(self.state.requests.entry)
-        free(self.state.entry)
+        free(self.state.message.entry)
         free(self.state.touched)
         cdef size_t i
         for i in range(self.state.sessions):

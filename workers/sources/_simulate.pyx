@@ -3,7 +3,7 @@
 
 Called by workers/sources/simulated.py alone. Everything random comes from one xoshiro256++ stream (Blackman and Vigna,
 public domain algorithm), so the records follow from the seed and from the order of calls. No method reads a clock;
-`fill` and `fill_until` allocate nothing. Measured cost is in workers/README.md.
+`fill` and `fill_until` allocate nothing. Measured cost is in workers/FEEDS.md.
 
 The model, in log prices: log price = log base + beta_m * M + beta_s * S[sector] + x. M, each S and each x are random walks
 that are pulled back to 0 (so that prices stay in range for ever at any rate). Steps are per record and not per second:

@@ -2,7 +2,7 @@
 
 TWS says everything that goes wrong, and much that does not, as (request, code, text). `effect_of` gives what a feed
 does about it; workers/sources/ibkr.py does it. Pure. Codes and meanings: TWS API reference, "Message Codes"; the
-table for people is in README.md, and a test holds the two together.
+table for people is in IBKR.md, and a test holds the two together.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """A venue that the user describes in the feed's options: what to send, what answers look like, where fields stand.
 
-The options are in workers/sources/README.md, with an example; shapes of messages are workers/decoders/described.py's.
+The options are in workers/sources/WEBSOCKET.md, with an example; shapes of messages are those of
+workers/decoders/described.py.
 Secrets are named, never written: `${NAME}` in `login` is taken from the environment.
 """
 

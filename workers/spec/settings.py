@@ -1,10 +1,8 @@
-"""What the control process and its workers say to each other: settings at start, commands while running.
+"""Settings: what each worker is told at its start, its module, and what its exit code says.
 
 The control process fills one `*Settings` struct per worker, starts `python -m MODULES[role]` and writes
 `encode(settings)` as the first line of its standard input; the pipe stays open, and its end tells the worker that the
-control process is gone. Commands and replies travel as msgpack between the control process (ROUTER) and each worker
-(DEALER, its identity is its label). Imported by `engine` and by every worker, hence only msgspec and the standard
-library here: it opens nothing, starts nothing and knows no shared memory.
+control process is gone. Types and their JSON; nothing is opened or started here.
 """
 
 from __future__ import annotations
@@ -242,41 +240,6 @@ class HistorianSettings(WorkerSettings, frozen=True, kw_only=True):
         return f"HistorianSettings(label={self.label!r}, folder={self.folder!r}, ...)"
 
 
-class Question(Struct, frozen=True, kw_only=True):
-    """What the control process asks of the historian: the newest `limit` records, of its own and of `newer`, merged.
-
-    Times are `ts_event`, ns since the Unix epoch, [from_ns, to_ns); a key is (ts_event, ts_publish, sequence).
-    """
-
-    number: int = 0
-    symbol: str
-    kind: Annotated[int, Meta(ge=0, le=7)] = 0  # RecordType; 0 = all
-    from_ns: int | None = None
-    to_ns: int | None = None
-    before: tuple[int, int, int] | None = None  # only keys below it
-    limit: Positive
-    form: Literal["records", "arrow", "parquet"] = "records"
-    newer: bytes = b""  # what L1 has of them: records of 128 bytes
-    probe: bool = False  # say also whether any store has anything at all of the symbol
-    left_l1_ns: int = 0  # some that were published up to here are in L1 no more: the journal must have them; 0 = none
-    applied: dict[int, int] = {}  # ring -> sequence up to which L1 had read it
-    deadline_ns: int  # monotonic; not worth answering after it
-
-
-class Found(Struct, frozen=True, kw_only=True):
-    """What the historian answers; a second frame holds the records (or the file) themselves, ascending by key."""
-
-    number: int
-    refused: str = ""  # why there is no answer; the other fields mean nothing then
-    busy: bool = False  # refused because too many wait; later it may work
-    count: int = 0
-    oldest: tuple[int, int, int] | None = None  # key of the first record
-    asked: tuple[str, ...] = ()  # levels, "L2", "L3", that were asked while records were still missing
-    gave: tuple[str, ...] = ()  # levels, "L1" too, that gave a record which none before them had
-    missing: tuple[str, ...] = ()  # stores that could not be asked, and why
-    known: bool = True  # with `probe`: whether any store has anything of the symbol
-
-
 class SubscriptionSpec(_Spec, frozen=True, kw_only=True):
     """One webhook subscription."""
 
@@ -330,139 +293,10 @@ class MirrorSettings(WorkerSettings, frozen=True, kw_only=True):
         return f"MirrorSettings(label={self.label!r}, store={self.store!r}, folder={self.folder!r}, ...)"
 
 
-class Command(Struct, frozen=True, kw_only=True, tag_field="command"):
-    """Base of what the control process asks of a worker; the reply carries the same `request_id`."""
-
-    request_id: int = 0
-
-
-class Ping(Command, frozen=True, kw_only=True, tag="ping"):
-    """Answered with Done: the worker's main loop is alive."""
-
-
-class Drain(Command, frozen=True, kw_only=True, tag="drain"):
-    """Finish what is in hand and exit 0; what SIGTERM does too."""
-
-
-class PauseFeed(Command, frozen=True, kw_only=True, tag="pause_feed"):
-    """Ingest only: stop taking records from a feed."""
-
-    feed_id: FeedId
-
-
-class ResumeFeed(Command, frozen=True, kw_only=True, tag="resume_feed"):
-    """Ingest only: go on with a paused feed."""
-
-    feed_id: FeedId
-
-
-class AddFeed(Command, frozen=True, kw_only=True, tag="add_feed"):
-    """Ingest only: host one feed more. Done also if it hosts a feed of that number; Refused if it can't work."""
-
-    feed: FeedSpec
-    fresh: bool = False  # the number was another feed's: its counts begin at 0
-
-
-class RemoveFeed(Command, frozen=True, kw_only=True, tag="remove_feed"):
-    """Ingest only: close a feed and forget it. Done also if there is none of that number."""
-
-    feed_id: FeedId
-
-
-class SetSubscriptions(Command, frozen=True, kw_only=True, tag="set_subscriptions"):
-    """Webhooks only: serve these, in place of earlier ones of the same key, and no longer those in `removed`.
-
-    All or, if one can't work, nothing. `unpark`: those that are parked or wait for their next attempt go on at once.
-    """
-
-    subscriptions: tuple[SubscriptionSpec, ...] = ()
-    removed: tuple[int, ...] = ()
-    unpark: bool = False
-
-
-class Reply(Struct, frozen=True, kw_only=True, tag_field="reply"):
-    """Base of what a worker sends to the control process."""
-
-    request_id: int = 0
-
-
-class Hello(Reply, frozen=True, kw_only=True, tag="hello"):
-    """First message of a worker: now the control process can address it by its label."""
-
-    label: str
-    pid: int
-
-
-class Done(Reply, frozen=True, kw_only=True, tag="done"):
-    """The command was carried out."""
-
-
-class Refused(Reply, frozen=True, kw_only=True, tag="refused"):
-    """The command was not carried out; `error` says why. `settings`: asked for again it will not work either.
-
-    `index`: which of several things that were asked for is meant.
-    """
-
-    error: str
-    settings: bool = False
-    index: int = 0
-
-
-class FeedReport(Reply, frozen=True, kw_only=True, tag="feed_report"):
-    """Ingest only, unasked: how a live feed is. Sent when that changes, and every second."""
-
-    feed_id: FeedId
-    state: str  # a value of workers.session.State
-    why: str  # one line, for people
-    health_score: float = 0.0  # 0 to 1 (workers/feed_health.py)
-    degraded: bool = False  # it delivers, but something is wrong
-    breaker: str = "closed"  # or open, half-open
-    retry_at_ns: int = 0  # when it is tried again; 0 = it is not waiting
-    connections: int = 1
-    reconnects: int = 0
-    silent: int = 0  # instruments that are silent for longer than they ever are
-    latency_ms: float | None = None  # from the venue's clock to ours, lately
-    usual_latency_ms: float | None = None
-    errors: int = 0
-    at_ns: int = 0
-
-
-class GroupMember(Struct, frozen=True, kw_only=True):
-    """One feed of a redundancy group."""
-
-    feed_id: FeedId
-    role: Literal["active", "standby"]
-    condition: str  # a value of workers.redundancy.Condition
-    why: str = ""
-    withheld: int = 0  # records
-    symbols: tuple[str, ...] = ()  # that it publishes although another feed publishes the rest; some, if many
-    without: tuple[str, ...] = ()  # that others publish in its place
-
-
-class GroupReport(Reply, frozen=True, kw_only=True, tag="group_report"):
-    """Ingest only, unasked: who publishes in a redundancy group. Sent when that changes, and every second."""
-
-    group: str
-    members: tuple[GroupMember, ...]
-    switches: int = 0  # since the worker's start
-    last_switch: str = ""  # why
-    last_switch_ns: int = 0
-    held_back: bool = False  # a switch back waits because there were too many in a minute
-    at_ns: int = 0
-
-
-AnyCommand = Ping | Drain | PauseFeed | ResumeFeed | AddFeed | RemoveFeed | SetSubscriptions
-AnyReply = Hello | Done | Refused | FeedReport | GroupReport
-
 SettingsT = TypeVar("SettingsT", bound=WorkerSettings)
 
 _json_encoder = msgspec.json.Encoder()
 _ordered_encoder = msgspec.json.Encoder(order="deterministic")
-_msgpack_encoder = msgspec.msgpack.Encoder()
-_command_decoder: msgspec.msgpack.Decoder[AnyCommand] = msgspec.msgpack.Decoder(AnyCommand)
-_reply_decoder: msgspec.msgpack.Decoder[AnyReply] = msgspec.msgpack.Decoder(AnyReply)
-_question_decoder: msgspec.msgpack.Decoder[Question] = msgspec.msgpack.Decoder(Question)
-_found_decoder: msgspec.msgpack.Decoder[Found] = msgspec.msgpack.Decoder(Found)
 
 
 def encode(settings: WorkerSettings) -> bytes:
@@ -478,43 +312,3 @@ def encode_feed(feed: FeedSpec) -> bytes:
 def decode(line: bytes, settings_type: type[SettingsT]) -> SettingsT:
     """The settings from a line of JSON. msgspec.ValidationError or DecodeError names the field and what is wrong."""
     return msgspec.json.decode(line, type=settings_type)
-
-
-def encode_command(command: Command) -> bytes:
-    """A command as msgpack: one frame to a worker."""
-    return _msgpack_encoder.encode(command)
-
-
-def decode_command(frame: bytes) -> AnyCommand:
-    """A command from its frame. msgspec.ValidationError or DecodeError when it is none."""
-    return _command_decoder.decode(frame)
-
-
-def encode_reply(reply: Reply) -> bytes:
-    """A reply as msgpack: one frame to the control process."""
-    return _msgpack_encoder.encode(reply)
-
-
-def decode_reply(frame: bytes) -> AnyReply:
-    """A reply from its frame. msgspec.ValidationError or DecodeError when it is none."""
-    return _reply_decoder.decode(frame)
-
-
-def encode_question(question: Question) -> bytes:
-    """A question as msgpack: one frame to the historian."""
-    return _msgpack_encoder.encode(question)
-
-
-def decode_question(frame: bytes) -> Question:
-    """A question from its frame. msgspec.ValidationError or DecodeError when it is none."""
-    return _question_decoder.decode(frame)
-
-
-def encode_found(found: Found) -> bytes:
-    """The first frame of an answer."""
-    return _msgpack_encoder.encode(found)
-
-
-def decode_found(frame: bytes) -> Found:
-    """An answer from its first frame. msgspec.ValidationError or DecodeError when it is none."""
-    return _found_decoder.decode(frame)
