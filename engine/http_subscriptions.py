@@ -27,7 +27,7 @@ from shm.message import iso_time
 
 MAX_BATCH: Final = 100
 MAX_BATCH_BYTES: Final = 1 << 20
-DATA_TYPES: Final = tuple(TYPE_NAMES[kind] for kind in RecordType if kind is not RecordType.STATUS)
+DATA_TYPES: Final = tuple(TYPE_NAMES[kind] for kind in RecordType)
 
 SubscriptionId = Annotated[
     str, Parameter(min_length=1, max_length=64, description="subscription_id, as in GET /subscriptions")

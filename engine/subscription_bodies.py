@@ -17,6 +17,7 @@ SubscribedSymbol = Annotated[
     str, Meta(min_length=1, max_length=33, description="a symbol, the start of some and *, or *")
 ]
 SubscribedSymbols = Annotated[list[SubscribedSymbol], Meta(max_length=256)]
+SubscribedDataType = FeedDataType | Literal["status"]  # status: of an instrument's trading
 Priority = Literal["high", "normal", "low"]
 CallbackUrl = Annotated[str, Meta(max_length=2048)]
 Secret = Annotated[str, Meta(min_length=16, max_length=256)]
@@ -26,9 +27,9 @@ class CreateSubscription(Struct, kw_only=True, forbid_unknown_fields=True):
     """Body of POST /subscriptions."""
 
     symbols: Annotated[list[SubscribedSymbol], Meta(min_length=1, max_length=256)]
-    data_types: Annotated[list[FeedDataType], Meta(max_length=6, description="empty = all")] = field(
-        default_factory=list
-    )
+    data_types: Annotated[
+        list[SubscribedDataType], Meta(max_length=7, description="empty = all; status: halts, pauses, resumptions")
+    ] = field(default_factory=list)
     callback_url: Annotated[
         CallbackUrl | None,
         Meta(description="http or https; without it nothing is delivered: stream `topics` of GET /subscriptions/{id}"),
@@ -46,8 +47,8 @@ class ChangeSubscription(Struct, kw_only=True, forbid_unknown_fields=True):
 
     add_symbols: SubscribedSymbols = field(default_factory=list)
     remove_symbols: SubscribedSymbols = field(default_factory=list)
-    add_data_types: Annotated[list[FeedDataType], Meta(max_length=6)] = field(default_factory=list)
-    remove_data_types: Annotated[list[FeedDataType], Meta(max_length=6)] = field(default_factory=list)
+    add_data_types: Annotated[list[SubscribedDataType], Meta(max_length=7)] = field(default_factory=list)
+    remove_data_types: Annotated[list[SubscribedDataType], Meta(max_length=7)] = field(default_factory=list)
     is_active: Annotated[
         bool | None, Meta(description="false: pause, and drop what is queued; true: go on, also if it is parked")
     ] = None

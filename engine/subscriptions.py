@@ -52,7 +52,7 @@ class Workers(Protocol):
 
 
 def topics_of(subscription: StoredSubscription) -> tuple[str, ...]:
-    """Its topics, as WebSocket and ZeroMQ clients write them."""
+    """Its topics, as WebSocket clients write them; on ZeroMQ marketdata.feed.status is one topic for all symbols."""
     kinds = subscription.data_types or (ALL,)
     return tuple(f"marketdata.{kind}.{symbol}" for kind in kinds for symbol in subscription.symbols)
 

@@ -204,6 +204,7 @@ def generate() -> str:
         f"#define TK_NO_INSTRUMENT UINT32_C(0x{layout.NO_INSTRUMENT:x}) /* the record concerns no single instrument */",
         "",
         *(_enum_text(*each) for each in _ENUMS),
+        _states_text(),
         *(_body_text(body) for body in BODIES),
         _record_text(),
         *_asserts(),
@@ -261,6 +262,17 @@ def _enum_text(members: type[enum.IntEnum] | type[enum.IntFlag], name: str, pref
     values = (f"    {prefix}_{m.name} = {f'0x{int(m):04x}' if flags else int(m)}" for m in members)
     summary = (members.__doc__ or "").splitlines()[0]
     return f"/* {summary} */\nenum {name} {{\n" + ",\n".join(values) + "\n};\n"
+
+
+def _states_text() -> str:
+    lines = []
+    for word, meaning in layout.TRADING_STATES.items():
+        name, text = f"TK_STATE_{word.upper().replace(' ', '_')}", f'"{word}"'
+        lines.append(f"#define {name:<19} {text:<12} /* {meaning} */")
+    opening = (
+        "/* What the text of a TK_STATUS_TRADING_STATUS begins with, up to its colon. Their first letters differ. */\n"
+    )
+    return opening + "\n".join(lines) + "\n"
 
 
 def _body_text(body: str) -> str:

@@ -116,6 +116,20 @@ class StatusCode(enum.IntEnum):
     FEED_DEGRADED = 10
     FEED_STALE = 11
     FEED_RECOVERED = 12
+    TRADING_STATUS = 13  # of the record's instrument; `text` is "STATE: what the venue says", STATE of TRADING_STATES
+
+
+# What the text of a TRADING_STATUS record begins with, up to its colon: whether orders are matched, in the same words
+# for every venue. No two begin with the same letter.
+TRADING_STATES: Final = {
+    "trading": "orders are matched as they come",
+    "halted": "nothing is traded, by decision of a regulator, the venue or its operators",
+    "paused": "nothing is traded for a few minutes, after a price moved too fast",
+    "quote only": "quotes are taken and shown, and not matched yet",
+    "auction": "orders are collected and matched all at once: before the opening, after a halt, in a cross",
+    "closed": "there is no session",
+    "unknown": "the venue says something that is none of these, or does not say which",
+}
 
 
 class Field(NamedTuple):

@@ -258,6 +258,10 @@ def _status(values: tuple[Any, ...]) -> dict[str, Any]:
         "to": to_sequence,
         "text": _text(text),
     }
+    if code == StatusCode.TRADING_STATUS:
+        # "STATE: what the venue says": shm.layout.TRADING_STATES
+        data["state"], _, data["detail"] = (data["text"] or "").partition(": ")
+        data["exchange"] = _text(values[13])
     if code == StatusCode.LATENCY_ALERT and from_sequence:
         # "HOP PROCESS", p99 and threshold in ns: engine/alerts.py
         hop, _, process = (data["text"] or "").partition(" ")

@@ -142,6 +142,19 @@ def reset() -> bytes:
     return message(4, struct.pack("<QB", TIME_NS, END), group([struct.pack("<h", 310)]))
 
 
+def status(
+    code: int,
+    security: int = NULL_I32,
+    *,
+    group: bytes = b"ES",
+    asset: bytes = b"",
+    reason: int = 1,
+    event: int = 0,
+) -> bytes:
+    """Security status, of an instrument or of a group."""
+    return message(30, struct.pack("<Q6s6siHBBBB", TIME_NS, group, asset, security, 19_000, END, code, reason, event))
+
+
 def heartbeat() -> bytes:
     """Admin heartbeat."""
     return message(12, b"")
@@ -167,6 +180,8 @@ def one_of_each() -> list[bytes]:
         order_snapshot(5, 1, 2, snapshot_order(1, 10**7, 2), template=44),
         *(definition(template, template, "ESU8") for template in (27, 29, 41, 54, 55, 56, 57, 58, 63)),
         *(statistics(template, 5, 40) for template in (33, 34, 35, 37, 49, 50, 51, 66, 67)),
+        status(2, 5),
+        status(21),
         reset(),
         heartbeat(),
     ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import struct
+import threading
 from pathlib import Path
 
 from workers.decoders._containers import PacketReader
@@ -49,3 +50,34 @@ def sender() -> socket.socket:
     sock.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_LOOP, 1)
     sock.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_TTL, 0)
     return sock
+
+
+class RerequestServer(threading.Thread):
+    """A MoldUDP64 re-request server for messages 1, 2, ...: answers with what fits a datagram, ignores every third."""
+
+    def __init__(self, messages: list[bytes], per_packet: int = 7) -> None:
+        super().__init__(daemon=True)
+        self.socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        self.socket.bind(("127.0.0.1", 0))
+        self.address = f"127.0.0.1:{self.socket.getsockname()[1]}"
+        self.requests: list[tuple[int, int]] = []
+        self._messages, self._per_packet = messages, per_packet
+        self.start()
+
+    def run(self) -> None:
+        while True:
+            request, client = self.socket.recvfrom(2048)
+            if request == b"end":
+                self.socket.close()
+                return
+            session, first, count = struct.unpack(">10sQH", request)
+            assert session == SESSION
+            self.requests.append((first, count))
+            if len(self.requests) % 3:
+                found = self._messages[first - 1 : first - 1 + min(count, self._per_packet)]
+                self.socket.sendto(mold(first, found), client)
+
+    def stop(self) -> None:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+            sock.sendto(b"end", self.socket.getsockname())
+        self.join()

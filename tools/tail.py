@@ -10,13 +10,13 @@ import argparse
 import json
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 import numpy as np
 
 from shm.errors import ShmError
-from shm.layout import RecordType
+from shm.layout import NO_INSTRUMENT, RecordType, StatusCode
 from tools.console import Paint
 from tools.topic_filter import PatternError, TopicFilter
 
@@ -85,7 +85,8 @@ def run(args: argparse.Namespace) -> int:
     except (PatternError, ValueError) as error:
         print(f"tickengine tail: {error}", file=sys.stderr)
         return 2
-    pieces = _from_zmq(endpoints, wanted, keys) if endpoints else _from_rings(args)
+    symbol_of = _symbols_of(args.name) if args.zmq == "" else None  # another endpoint may be another engine's
+    pieces = _from_zmq(endpoints, wanted, keys, symbol_of) if endpoints else _from_rings(args)
     return _print(pieces, wanted, args)
 
 
@@ -122,6 +123,13 @@ def _print(pieces: Iterator[Piece], wanted: TopicFilter, args: argparse.Namespac
             return 0
     print("-- the engine has stopped", file=sys.stderr)
     return 0
+
+
+def _symbols_of(engine: str) -> Callable[[int], str]:
+    """Symbols of an engine on this host."""
+    from shm.instruments import InstrumentTable
+
+    return InstrumentTable.attach(engine).symbol
 
 
 def _source_names(engine: str) -> SourceNames | None:
@@ -209,8 +217,10 @@ def _server_key(engine: str) -> str:
         block.close()
 
 
-def _from_zmq(endpoints: list[str], wanted: TopicFilter, keys: CurveKeys | None) -> Iterator[Piece]:
-    """Messages of the raw endpoints."""
+def _from_zmq(
+    endpoints: list[str], wanted: TopicFilter, keys: CurveKeys | None, symbol_of: Callable[[int], str] | None
+) -> Iterator[Piece]:
+    """Messages of the raw endpoints. `symbol_of`: of an instrument id, where the engine is on this host."""
     from workers.subscriber import Subscriber
 
     with Subscriber(endpoints, wanted.topics(), keys=keys) as subscriber:
@@ -218,9 +228,25 @@ def _from_zmq(endpoints: list[str], wanted: TopicFilter, keys: CurveKeys | None)
             gap = (message.gap.from_sequence, message.gap.to_sequence) if message.gap is not None else None
             kind, _, symbol = message.topic.removeprefix("marketdata.").partition(".")
             if int(message.records["record_type"][0]) == RecordType.STATUS:
-                kind, symbol = "status", "-"
+                for row in range(len(message.records)):
+                    symbol = _of_status(message.records[row], symbol_of)
+                    if wanted.matches("status", symbol):
+                        yield Piece(message.ring, message.records[row : row + 1], gap, symbol)
+                        gap = None
+                continue
             if wanted.matches(kind, symbol):
                 yield Piece(message.ring, message.records, gap, symbol)
+
+
+def _of_status(record: np.void, symbol_of: Callable[[int], str] | None) -> str:
+    """Symbol of a trading status, whose topic names none; "#7" for one not known here, "-" for other status records."""
+    instrument = int(record["instrument_id"])
+    if record["code"] != StatusCode.TRADING_STATUS or instrument == NO_INSTRUMENT:
+        return "-"
+    try:
+        return symbol_of(instrument) if symbol_of is not None else f"#{instrument}"
+    except ShmError:
+        return f"#{instrument}"
 
 
 def raw_endpoints(given: str, engine: str) -> list[str]:

@@ -1,7 +1,7 @@
 """Patterns of topics: which records `tickengine tail` prints.
 
     tick.AAPL   one symbol's ticks        quote.*   all quotes           *.AAPL   everything of one symbol
-    trade       short for trade.*         AAPL      short for *.AAPL     status   the engine's own status records
+    trade       short for trade.*         AAPL      short for *.AAPL     status   status records, status.AAPL halts
 
 `*`, `?` and `[...]` are globs; a leading `marketdata.` is allowed, as the topics on the wire have it. Symbols may hold
 dots: only the first dot parts type from symbol. Pure; called by tools/tail.py.

@@ -5,6 +5,7 @@ from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 cdef extern from "workers/arbitration.h" nogil:
     enum:
         ARB_LINES
+        ARB_JOINED
         ARB_STREAMS
         ARB_KEY_BYTES
         ARB_MOLD
@@ -17,6 +18,7 @@ cdef extern from "workers/arbitration.h" nogil:
     ctypedef struct arb_stream "struct arb_stream":
         uint8_t *key
         uint64_t expected
+        uint64_t join_to
         uint64_t lost_from
         uint64_t lost_to
         uint64_t used
@@ -41,6 +43,7 @@ cdef extern from "workers/arbitration.h" nogil:
         uint64_t offset
 
     ctypedef struct arbiter_t "struct arbiter":
+        int from_start
         uint32_t slots
         uint32_t slot_bytes
         uint32_t held
@@ -55,6 +58,9 @@ cdef extern from "workers/arbitration.h" nogil:
         uint64_t overflows
         uint64_t sessions_over
         uint64_t reordered
+        uint64_t joins
+        uint64_t joined
+        uint64_t put_off
 
     bint arb_open(arbiter_t *a, int protocol, uint32_t window, uint32_t batch, uint32_t slot_bytes)
     void arb_close(arbiter_t *a)

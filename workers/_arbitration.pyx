@@ -14,6 +14,7 @@ from shm.errors import BadArgument
 from workers.decoders.protocol import FRAME
 
 MAX_LINES = ARB_LINES - 1  # one more is for answers to re-requests
+JOINED = ARB_JOINED  # `reserved` of frames that such an answer brought while its stream joined
 PROTOCOLS = {"mold": ARB_MOLD, "iex-tops": ARB_IEX_TOPS, "iex-deep": ARB_IEX_DEEP}
 
 
@@ -24,7 +25,7 @@ cdef class Arbiter:
     is (it has the buffer protocol); `recycle` after they have been decoded.
     """
 
-    def __init__(self, str framing, *, int window=4096, int batch=256, int slot_bytes=2048):
+    def __init__(self, str framing, *, int window=4096, int batch=256, int slot_bytes=2048, bint from_start=False):
         if framing not in PROTOCOLS:
             raise BadArgument(f"framing {framing!r}: must be one of {', '.join(PROTOCOLS)}")
         if window < 1 or batch < 1 or slot_bytes < 64:
@@ -33,6 +34,7 @@ cdef class Arbiter:
             raise BadArgument("an arbiter is made once")
         if not arb_open(&self.state, PROTOCOLS[framing], window, batch, slot_bytes):
             raise MemoryError(f"{window + batch} slots of {slot_bytes} bytes")
+        self.state.from_start = from_start
         view = <char[: self.state.slots * sizeof(arb_frame)]> <char *>self.state.frame
         self._frames = np.frombuffer(view, FRAME)
 
@@ -115,6 +117,32 @@ cdef class Arbiter:
         if not 0 <= line < ARB_LINES:
             raise BadArgument(f"line {line}: there are {ARB_LINES}")
         return self.state.line[line]
+
+    @property
+    def joining(self):
+        """How many messages of streams that were met late are still to come."""
+        cdef int i
+        cdef uint64_t total = 0
+        for i in range(ARB_STREAMS):
+            s = &self.state.stream[i]
+            if s.used and s.join_to > s.expected:
+                total += s.join_to - s.expected
+        return total
+
+    @property
+    def joins(self):
+        """Streams that were met late, and wanted from their start."""
+        return self.state.joins
+
+    @property
+    def joined(self):
+        """Messages of such streams that were asked for and came."""
+        return self.state.joined
+
+    @property
+    def put_off(self):
+        """Packets that found the window full meanwhile: asked for later."""
+        return self.state.put_off
 
     @property
     def lost(self):

@@ -11,6 +11,8 @@ publisher has not answered.
     level2, of any member      into that member's book of the instrument (workers/group_book.h), and not into a backlog: what
                                one feed says of levels means nothing in the book of another. After a switch the book is
                                due: it goes out whole (`pictures`), and until then changes go into it alone
+    status record of a feed    published, whoever says it; an instrument's trading status is a record type like any
+                               other, but whoever does not tell it owes no answer: not every feed carries it
     beyond a mark or fence     by trade id where both have the same venue and ids, else by event time; quotes to which
                                their venue gives no time (it is that of receipt then) by its sequence number, for a second
 
@@ -229,6 +231,8 @@ cdef class Board:
         if ts <= key.fresh_ts or (trait.asks and key.pulses[owner].heard_ns):
             return  # one that is asked for it has it when it is asked
         key.fresh_ts = ts
+        if key.kind == TK_TYPE_STATUS:
+            return
         if key.unanswered < 2:
             key.unanswered = 2 if self._lacks(owner, key.kind) else key.unanswered + 1
             if key.unanswered == 2:
@@ -270,7 +274,7 @@ cdef class Board:
 
     def filter(self, records, Py_ssize_t count, int member, int64_t now_ns):
         """What of records[:count], which `member` has delivered, is to be published: moved to the start of the array, in
-        order; returns how many. Status records always are. `records` as for `Checker.check` (workers/_quality.pyx)."""
+        order; returns how many. Status records of feeds always are. `records` as for `Checker.check` (workers/_quality.pyx)."""
         cdef Py_buffer view
         cdef tk_record *batch
         cdef tk_record *record
@@ -289,7 +293,7 @@ cdef class Board:
         with nogil:
             for i in range(count):
                 record = &batch[i]
-                if record.record_type != TK_TYPE_STATUS:
+                if not is_of_feed(record):
                     if first:
                         first = False
                         self._note_pause(member, now_ns)
@@ -369,7 +373,7 @@ cdef class Board:
             if count < 0 or count * <Py_ssize_t>sizeof(tk_record) > view.len:
                 raise ValueError(f"count is {count}, the array holds {view.len // sizeof(tk_record)} records")
             for i in range(count):
-                if batch[i].record_type == TK_TYPE_STATUS:
+                if is_of_feed(&batch[i]):
                     continue
                 key = self._key(&batch[i])
                 if key == NULL:

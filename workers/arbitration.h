@@ -12,6 +12,11 @@
  * handed on, and the decoder, which counts the same numbers, makes the exact GAP record. Heartbeats and ends of session name the
  * next number, and so reveal a hole at the tail.
  *
+ * A stream that is met after its beginning starts with the packet met first, or, `from_start`, with message 1: what lies before
+ * is a hole then, as any other, and until it is closed the stream *joins*. Packets of a joining stream that find the window full
+ * are dropped (`put_off`) instead of the hole being given up: they are part of what is asked for next. Frames that an answer
+ * to a re-request brings meanwhile are marked ARB_JOINED.
+ *
  * Memory is one arena of equal slots, taken once: a datagram is received into a slot and stays there until it has been decoded.
  * At most `window` slots are held; when one more is wanted, the oldest hole of the stream concerned is given up
  * (counted in `overflows`). So held + received never exceed the slots, and nothing is copied.
@@ -28,6 +33,7 @@
 
 #include "workers/decoders/frames.h"
 
+enum { ARB_JOINED = 1 };  /* `reserved` of a frame */
 enum { ARB_LINES = 9, ARB_STREAMS = 8, ARB_KEY_BYTES = 16, ARB_END_OF_SESSION = 0xFFFF };
 
 /* IEX-TP: the number of the message protocol inside, which alone is taken. */
@@ -44,6 +50,7 @@ struct arb_held { uint64_t first, end; int64_t arrived_ns, ts_ns; uint32_t slot,
 struct arb_stream {
     uint8_t key[ARB_KEY_BYTES];
     uint64_t expected;            /* number of the next message wanted */
+    uint64_t join_to;             /* joins while `expected` is less */
     uint64_t lost_from, lost_to;  /* the last hole that was given up */
     uint64_t used;                /* when it had a packet last, in datagrams; 0 = free */
     int64_t hole_since_ns;        /* when the first hole was noticed; valid while count > 0 */
@@ -63,7 +70,7 @@ struct arb_line {
 };
 
 struct arbiter {
-    int protocol;
+    int protocol, from_start;
     uint32_t slots, slot_bytes, window, held;  /* `held` of all streams */
     uint8_t *arena;
     uint32_t *free_slot;                       /* a stack */
@@ -74,6 +81,7 @@ struct arbiter {
     struct arb_stream *recent;
     struct arb_line line[ARB_LINES];
     uint64_t datagrams, lost, overflows, sessions_over, reordered;
+    uint64_t joins, joined, put_off;           /* streams met late; messages that were asked for; packets dropped meanwhile */
 };
 
 static void arb_close(struct arbiter *a) {
@@ -145,8 +153,12 @@ static int arb_sound(const struct arbiter *a, const struct arb_header *h, const 
 
 /* ---- streams --------------------------------------------------------------------------------------------------- */
 
-static inline void arb_hand_on(struct arbiter *a, uint32_t slot, uint32_t size, int64_t ts_ns) {
-    a->frame[a->frames++] = (struct tk_frame){(uint64_t)slot * a->slot_bytes, size, 0, 0, ts_ns};
+/* Messages [from, end) of the packet in `slot` are new, and `line` brought them. */
+static inline void arb_hand_on(struct arbiter *a, const struct arb_stream *s, unsigned line, uint64_t from, uint64_t end,
+                               uint32_t slot, uint32_t size, int64_t ts_ns) {
+    int joined = line == ARB_LINES - 1 && from < s->join_to;
+    if (joined) a->joined += end - from;
+    a->frame[a->frames++] = (struct tk_frame){(uint64_t)slot * a->slot_bytes, size, 0, joined ? ARB_JOINED : 0, ts_ns};
 }
 
 static inline void arb_drop(struct arbiter *a, uint32_t slot) { a->free_slot[a->free_count++] = slot; }
@@ -157,11 +169,12 @@ static void arb_release(struct arbiter *a, struct arb_stream *s, int revealed) {
     for (; n < s->count && s->held[n].first <= s->expected; n++) {
         const struct arb_held *held = &s->held[n];
         if (held->end > s->expected || (revealed && n == 0)) {
+            uint64_t from = s->expected;
             if (held->end > s->expected) {
                 a->line[held->line].won += held->end - s->expected;
                 s->expected = held->end;
             }
-            arb_hand_on(a, held->slot, held->size, held->ts_ns);
+            arb_hand_on(a, s, held->line, from, s->expected, held->slot, held->size, held->ts_ns);
         } else {
             if (held->end > held->first) a->line[held->line].duplicates++;
             arb_drop(a, held->slot);
@@ -206,6 +219,11 @@ static struct arb_stream *arb_make(struct arbiter *a, const struct arb_header *h
     arb_drop_stream(a, oldest);
     memcpy(oldest->key, h->key, ARB_KEY_BYTES);
     oldest->expected = h->first;
+    if (a->from_start && h->first > 1) {
+        oldest->expected = 1;
+        oldest->join_to = h->first;
+        a->joins++;
+    }
     return a->recent = oldest;
 }
 
@@ -266,8 +284,8 @@ static void arb_offer(struct arbiter *a, unsigned line, uint32_t slot, uint32_t 
     if (h.first <= s->expected) {
         if (h.end > s->expected || made) {
             l->won += h.end - s->expected;
+            arb_hand_on(a, s, line, s->expected, h.end, slot, size, ts_ns);
             s->expected = h.end;
-            arb_hand_on(a, slot, size, ts_ns);
             if (s->count) { a->reordered += s->held[0].first <= s->expected; arb_release(a, s, 0); }
             return;
         }
@@ -284,6 +302,12 @@ static void arb_offer(struct arbiter *a, unsigned line, uint32_t slot, uint32_t 
         arb_drop(a, slot);
         return;
     }
+    if (a->held >= a->window && s->expected < s->join_to) {
+        a->put_off++;
+        if (h.end > s->join_to) s->join_to = h.end;
+        arb_drop(a, slot);
+        return;
+    }
     if (a->held >= a->window) {
         a->overflows++;
         if (!s->count) {  /* the room is another stream's: the one with the oldest hole pays */
@@ -297,8 +321,8 @@ static void arb_offer(struct arbiter *a, unsigned line, uint32_t slot, uint32_t 
         if (h.first <= s->expected) {  /* the way is free up to this one */
             if (h.end > s->expected) {
                 l->won += h.end - s->expected;
+                arb_hand_on(a, s, line, s->expected, h.end, slot, size, ts_ns);
                 s->expected = h.end;
-                arb_hand_on(a, slot, size, ts_ns);
                 arb_release(a, s, 0);
             } else {
                 l->duplicates += h.end > h.first;

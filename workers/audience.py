@@ -5,6 +5,8 @@ Pure: it knows clients as objects that can be keys of a dict, and symbols throug
 `clients(key)` are those of one topic, each once.
 
 A topic's key: (record type - 1) * INSTRUMENTS + instrument id; STATUS_KEY, ERROR_KEY, ALERT_KEY for the special ones.
+An instrument's trading status goes out on the topic of all status records, and all the same has a key of its own,
+TRADING_KEY + instrument id: it may be wanted of some symbols alone, and a slow client gets the newest of each.
 Clients with the same pattern share one group, so a client more or less changes nothing for the topics that its groups
 are resolved for; only the first and the last client of a pattern do.
 """
@@ -27,7 +29,8 @@ STATUS_KEY: Final = TYPES * INSTRUMENTS
 ERROR_KEY: Final = STATUS_KEY + 1
 ALERT_KEY: Final = STATUS_KEY + 2
 NO_KEY: Final = STATUS_KEY + 3  # records that no topic can be given: an instrument id beyond INSTRUMENTS
-KEYS: Final = STATUS_KEY + 4
+TRADING_KEY: Final = STATUS_KEY + 4
+KEYS: Final = TRADING_KEY + INSTRUMENTS
 
 UNRESOLVED: Final = 0
 NOBODY: Final = 1
@@ -53,8 +56,14 @@ def topic_keys(records: np.ndarray) -> np.ndarray:
     kinds = records["record_type"].astype(np.int64)
     instruments = records["instrument_id"].astype(np.int64)
     keys: np.ndarray = (kinds - 1) * INSTRUMENTS + instruments
-    odd = np.flatnonzero((kinds == RecordType.STATUS) | (kinds < 1) | (kinds > TYPES) | (instruments >= INSTRUMENTS))
-    for index in odd.tolist():
+    odd = (kinds == RecordType.STATUS) | (kinds < 1) | (kinds > TYPES) | (instruments >= INSTRUMENTS)
+    if not odd.any():
+        return keys
+    trading = (
+        (kinds == RecordType.STATUS) & (records["code"] == StatusCode.TRADING_STATUS) & (instruments < INSTRUMENTS)
+    )
+    keys[trading] = TRADING_KEY + instruments[trading]
+    for index in np.flatnonzero(odd & ~trading).tolist():
         if kinds[index] != RecordType.STATUS:
             keys[index] = NO_KEY
         else:
@@ -67,6 +76,8 @@ def topic_keys(records: np.ndarray) -> np.ndarray:
 
 def key_parts(key: int, symbols: Symbols) -> tuple[int, str]:
     """(record type, symbol) of a topic's key, (SPECIAL, topic) for the special ones. BadArgument: nobody's number."""
+    if key >= TRADING_KEY:
+        return RecordType.STATUS, symbols.symbol(key - TRADING_KEY)
     if key >= STATUS_KEY:
         return SPECIAL, SPECIAL_NAMES.get(key, "")
     return key // INSTRUMENTS + 1, symbols.symbol(key % INSTRUMENTS)
@@ -114,9 +125,13 @@ class Audience(Generic[ClientT]):
                 return  # a symbol of the future: its topics are unresolved
             kinds = range(1, TYPES + 1) if pattern.kind == ANY_TYPE else (pattern.kind,)
             for kind in kinds:
-                self.wanted[(kind - 1) * INSTRUMENTS + instrument] = UNRESOLVED
+                if kind <= TYPES:
+                    self.wanted[(kind - 1) * INSTRUMENTS + instrument] = UNRESOLVED
+            if pattern.kind in (ANY_TYPE, RecordType.STATUS) and instrument < INSTRUMENTS:
+                self.wanted[TRADING_KEY + instrument] = UNRESOLVED
             return
         self.wanted[:NO_KEY] = UNRESOLVED
+        self.wanted[TRADING_KEY:] = UNRESOLVED
 
     def resolve(self, key: int) -> None:
         """Decide who gets a topic that is UNRESOLVED."""
@@ -132,7 +147,10 @@ class Audience(Generic[ClientT]):
             for wanted_kind in (kind, ANY_TYPE):
                 found.append(self._groups.get(Pattern(wanted_kind, symbol)))
                 found += [self._groups.get(Pattern(wanted_kind, symbol[:n], True)) for n in range(len(symbol) + 1)]
-            self.names[key], self.symbol_of[key] = symbol_topic(kind, symbol).encode(), symbol
+            if kind == RecordType.STATUS:
+                found.append(self._groups.get(Pattern(SPECIAL, STATUS_TOPIC)))
+            topic = STATUS_TOPIC if kind == RecordType.STATUS else symbol_topic(kind, symbol)
+            self.names[key], self.symbol_of[key] = topic.encode(), symbol
         groups = tuple(group for group in found if group)
         self._resolved[key] = groups
         self.wanted[key] = SOMEBODY if groups else NOBODY

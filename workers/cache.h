@@ -242,12 +242,12 @@ static inline uint64_t tk_cache_apply(struct tk_cache *c, int ring, const char *
                 __builtin_prefetch(w->lanes[near * TK_LATEST_LANES].next + 64, 1);
             }
         }
-        if (r->record_type == TK_TYPE_STATUS) { /* about a feed or an engine, not about an instrument */
+        if (r->record_type == TK_TYPE_STATUS) { /* about a feed or an engine; of an instrument: kept among its last records */
             if (r->body.status.code == TK_CODE_END_OF_REPLAY && ring != c->bar_ring) {
                 if (!tk_cache_end(c, ring, r)) return i;
                 return i + 1; /* publish and commit before a next run may take the clock back */
             }
-            continue;
+            if (r->body.status.code != TK_CODE_TRADING_STATUS || id == TK_CODE_NO_INSTRUMENT) continue;
         }
         if (id >= instruments) {
             w->l1_no_room++;

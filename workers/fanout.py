@@ -89,7 +89,7 @@ class Fanout:
         self._own = empty(1)
         self._streams = {ring: ring_info(settings.engine, ring).created_ns for ring in settings.rings}
         self._readers = RingSet(self._attach(ring) for ring in settings.rings)
-        self._builder = MessageBuilder(SourceNames(runtime.block))
+        self._builder = MessageBuilder(SourceNames(runtime.block), self._instruments.symbol)
         self._listeners = Listeners(runtime, self._router, self._instruments, frame_records=FRAME_RECORDS)
         self._outlets, self._raw = self._listeners.outlets, self._listeners.outlets.get(RAW)
         self._names, self._symbols = self._listeners.names, self._listeners.symbols

@@ -26,6 +26,8 @@
 #define TK_TYPE_LEVEL2 5
 #define TK_TYPE_STATUS 7
 #define TK_CODE_END_OF_REPLAY 7
+#define TK_CODE_TRADING_STATUS 13
+#define TK_CODE_NO_INSTRUMENT 0xFFFFFFFFu
 #define TK_FLAG_OUTLIER 0x0001u
 
 /* The fields of a record that are used here; shm/layout.py has the table. */

@@ -21,7 +21,7 @@ RESEND_REQUEST: Final = "2"
 REJECT: Final = "3"
 SEQUENCE_RESET: Final = "4"
 LOGOUT: Final = "5"
-MARKET_DATA: Final = frozenset("WXi")
+MARKET_DATA: Final = frozenset("WXif")
 
 
 @dataclass(frozen=True)

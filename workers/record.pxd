@@ -37,6 +37,7 @@ cdef extern from "shm/include/tickengine.h" nogil:
         TK_ACTION_CLEAR
         TK_STATUS_GAP
         TK_STATUS_END_OF_REPLAY
+        TK_STATUS_TRADING_STATUS
 
     struct tk_tick:
         double price

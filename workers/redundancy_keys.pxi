@@ -80,6 +80,11 @@ cdef inline uint64_t venue_of(const tk_record *record) noexcept nogil:
     return venue
 
 
+cdef inline bint is_of_feed(const tk_record *record) noexcept nogil:
+    """A status record that is not of an instrument's trading."""
+    return record.record_type == TK_TYPE_STATUS and record.status.code != TK_STATUS_TRADING_STATUS
+
+
 cdef inline int64_t event_ns(const tk_record *record) noexcept nogil:
     return record.ts_event if record.ts_event != 0 else record.ts_receive
 

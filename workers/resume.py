@@ -170,7 +170,7 @@ def feed_records(engine: str, ring_id: int, feed_id: int) -> Iterator[np.ndarray
 
 
 def find_newest(engine: str, ring_id: int, feed_id: int, published_ns: int, received_ns: int) -> Newest | None:
-    """For live feeds whose records name the venue's message in `source_sequence`, one after the other.
+    """For live feeds whose records, trading status included, name the venue's message in `source_sequence`, ascending.
 
     Looks from the ring's newest record back. Passed over: what was published before `published_ns` (accounted for, or
     another feed's that had this number) or received before `received_ns` (of another numbering). None: there is no such
@@ -187,7 +187,7 @@ def find_newest(engine: str, ring_id: int, feed_id: int, published_ns: int, rece
             got = reader.read(out[: end - begin])
             rows = np.flatnonzero(
                 (out["feed_id"][:got] == feed_id)
-                & (out["record_type"][:got] != RecordType.STATUS)
+                & ((out["record_type"][:got] != RecordType.STATUS) | (out["code"][:got] == StatusCode.TRADING_STATUS))
                 & (out["ts_receive"][:got] >= received_ns)
                 & (out["ts_publish"][:got] >= published_ns)
             )

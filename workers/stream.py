@@ -14,8 +14,9 @@ A gap is half open: of this topic, what has a sequence of ring `ring` from `from
 come; `count` says how many messages that were, null where nobody can know (reason "overrun").
 
 Topics: marketdata.TYPE.SYMBOL, where TYPE may be `*` and SYMBOL may end in `*`; marketdata.error,
-marketdata.feed.status, marketdata.latency.alert; and marketdata.* for everything. A message that several topics of
-a client match comes once.
+marketdata.feed.status, marketdata.latency.alert; and marketdata.* for everything. TYPE status means a symbol's trading
+status, whose messages have the topic marketdata.feed.status. A message that several topics of a client match comes
+once.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from typing import Any, Final, Literal, NamedTuple
 import msgspec
 from msgspec import Struct
 
-from shm.layout import SYMBOL_SIZE_BYTES, TYPE_NAMES
+from shm.layout import SYMBOL_SIZE_BYTES, TYPE_NAMES, RecordType
 from workers.wire import ALERT_TOPIC, ERROR_TOPIC, PREFIX, STATUS_TOPIC, SYMBOL_TYPES
 
 ANY_TYPE: Final = 0
@@ -36,7 +37,7 @@ ALL_TOPICS: Final = f"{PREFIX}*"
 SPECIAL_TOPICS: Final = (STATUS_TOPIC, ERROR_TOPIC, ALERT_TOPIC)
 MAX_ECHO_CHARS: Final = 64  # of what a client sent, in an error message
 
-_TYPE_OF_NAME: Final = {TYPE_NAMES[kind]: int(kind) for kind in SYMBOL_TYPES}
+_TYPE_OF_NAME: Final = {TYPE_NAMES[kind]: int(kind) for kind in (*SYMBOL_TYPES, RecordType.STATUS)}
 _TEXT_FRAME: Final = 0x81  # FIN and opcode 1, RFC 6455 section 5.2
 
 WhenSlow = Literal["conflate", "cut"]

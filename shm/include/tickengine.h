@@ -130,8 +130,18 @@ enum tk_status_code {
     TK_STATUS_REJECTED = 9,
     TK_STATUS_FEED_DEGRADED = 10,
     TK_STATUS_FEED_STALE = 11,
-    TK_STATUS_FEED_RECOVERED = 12
+    TK_STATUS_FEED_RECOVERED = 12,
+    TK_STATUS_TRADING_STATUS = 13
 };
+
+/* What the text of a TK_STATUS_TRADING_STATUS begins with, up to its colon. Their first letters differ. */
+#define TK_STATE_TRADING    "trading"    /* orders are matched as they come */
+#define TK_STATE_HALTED     "halted"     /* nothing is traded, by decision of a regulator, the venue or its operators */
+#define TK_STATE_PAUSED     "paused"     /* nothing is traded for a few minutes, after a price moved too fast */
+#define TK_STATE_QUOTE_ONLY "quote only" /* quotes are taken and shown, and not matched yet */
+#define TK_STATE_AUCTION    "auction"    /* orders are collected and matched all at once: before the opening, after a halt, in a cross */
+#define TK_STATE_CLOSED     "closed"     /* there is no session */
+#define TK_STATE_UNKNOWN    "unknown"    /* the venue says something that is none of these, or does not say which */
 
 struct tk_tick {
     double price;                /*  64  price */

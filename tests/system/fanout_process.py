@@ -12,7 +12,7 @@ import numpy as np
 from shm.layout import RecordType, empty
 from shm.status import ProcessView
 from tests.children import wait_until
-from tests.ports import free_port
+from tests.ports import free_ports
 from tests.system.worker_stage import RING, WorkerStage
 from workers.spec import FanoutSettings
 
@@ -33,7 +33,8 @@ class FanoutStage(WorkerStage):
     def __init__(self, engine: str, symbols: list[str], *, depth_slots: int = 65536) -> None:
         """Make the segments; `symbols` get the instrument ids 0, 1, ..."""
         super().__init__(engine, symbols, depth_slots=depth_slots)
-        self.ports: dict[str, int] = {kind: free_port() for kind in ("raw", "msgpack", "json", "replay")}
+        # Of each kind the first of a few in a row: shards count up from it.
+        self.ports: dict[str, int] = {kind: free_ports(4) for kind in ("raw", "msgpack", "json", "replay")}
 
     def start(self, shard: int = 0, **settings: Any) -> subprocess.Popen[bytes]:
         """Start the worker of a shard and wait until it is ready; its endpoints stay the same over restarts."""

@@ -12,7 +12,7 @@ import numpy as np
 from picows import WSCloseCode, WSFrame, WSListener, WSMsgType, WSTransport, ws_connect
 
 from shm.latest import LatestTable
-from shm.layout import RecordType, empty
+from shm.layout import RecordType, StatusCode, empty
 from shm.ring import create_ring
 from shm.status import ProcessView
 from tests.children import DEADLINE_S
@@ -28,6 +28,14 @@ def quotes(instrument_ids: np.ndarray, first_number: int = 0) -> np.ndarray:
     numbers = first_number + np.arange(len(instrument_ids))
     records["ts_event"] = records["ts_receive"] = 1_709_303_400_000_000_000 + numbers
     records["bid"], records["ask"] = numbers, numbers + 1
+    return records
+
+
+def halts(instrument_ids: np.ndarray, text: bytes = b"halted: ITCH H, reason T1") -> np.ndarray:
+    """A trading status of each of `instrument_ids`."""
+    records = quotes(instrument_ids)
+    records["record_type"], records["code"], records["from_sequence"] = RecordType.STATUS, StatusCode.TRADING_STATUS, 0
+    records["to_sequence"], records["text"], records["venue"] = 0, text, b"XNAS"
     return records
 
 

@@ -17,7 +17,7 @@ from shm.status import ProcessState
 from tests.children import DEADLINE_S
 from tests.system.engine_process import EngineProcess, wait_for
 from tests.system.fanout_process import ticks
-from tests.system.gateway_process import Client, GatewayStage, quotes, until
+from tests.system.gateway_process import Client, GatewayStage, halts, quotes, until
 from tests.system.worker_stage import RING
 from workers.spec import EXIT_CLEAN
 
@@ -66,6 +66,30 @@ def test_a_client_gets_what_the_ring_holds_of_its_topics(stage: GatewayStage) ->
     assert stage.counter("messages_conflated") == stage.counter("records_lost") == 0
     assert stage.counter("messages_encoded") <= 4402
     assert stage.view().histograms["send_latency"].count > 0
+
+
+def test_trading_status_names_its_symbol_and_can_be_had_of_one_symbol(stage: GatewayStage) -> None:
+    stage.start()
+
+    async def scenario() -> None:
+        every, one, ticker = [await Client.connect(stage.url) for _ in range(3)]
+        every.ask("subscribe", topics=["marketdata.feed.status"])
+        one.ask("subscribe", topics=["marketdata.status.BRK.B", "marketdata.tick.BRK.B"])
+        ticker.ask("subscribe", topics=["marketdata.tick.*"])
+        for client in (every, one, ticker):
+            await client.answer("subscribed")
+        stage.writer.publish_batch(halts(np.arange(4)))
+        stage.writer.publish_batch(ticks(np.arange(4)))
+        await until(lambda: len(ticker.of_type("data")) == 4, "all ticks")
+        await until(lambda: len(one.of_type("data")) == 2, "one symbol's halt and tick")
+        await until(lambda: len(every.of_type("data")) == 4, "every halt")
+        assert [m["data"]["symbol"] for m in every.of_type("data")] == SYMBOLS
+        assert {m["data"]["data_type"] for m in ticker.of_type("data")} == {"tick"}
+        told = one.of_type("data")[0]
+        assert (told["topic"], told["data"]["symbol"]) == ("marketdata.feed.status", "BRK.B")
+        assert (told["data"]["state"], told["data"]["detail"]) == ("halted", "ITCH H, reason T1")
+
+    asyncio.run(scenario())
 
 
 def test_a_symbol_of_the_future_and_the_special_topics_come_too(stage: GatewayStage) -> None:

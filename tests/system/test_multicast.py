@@ -5,11 +5,9 @@ from __future__ import annotations
 import os
 import random
 import signal
-import socket
 import struct
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -23,7 +21,7 @@ from shm.layout import Flag, RecordType, StatusCode, concatenate, empty
 from shm.ring import RingReader, create_ring
 from shm.status import StatusBlock
 from tests.children import wait_until
-from tests.multicast import SESSION, datagrams, end_of_session, mold, sender
+from tests.multicast import RerequestServer, datagrams, end_of_session, mold, sender
 from tests.ports import free_port
 from tests.system.engine_process import EngineProcess
 from workers.decoders.capture import open_capture
@@ -104,7 +102,8 @@ class Host:
         while count := self.reader.read(out := empty(8192)):
             self.found.append(out[:count])
         records = concatenate([empty(0), *self.found])
-        return records[(records["record_type"] != RecordType.STATUS) | (records["code"] == StatusCode.GAP)]
+        of_data = np.isin(records["code"], (StatusCode.GAP, StatusCode.TRADING_STATUS))
+        return records[(records["record_type"] != RecordType.STATUS) | of_data]
 
     def settle(self, condition: Callable[[], object], what: str) -> np.ndarray:
         """Wait for a condition, then give every record."""
@@ -136,37 +135,6 @@ def host(engine_name: str) -> Iterator[Callable[..., Host]]:
     yield make
     for one in made:
         one.close()
-
-
-class Server(threading.Thread):
-    """A MoldUDP64 re-request server for messages 1, 2, ...: answers with what fits a datagram, ignores every third."""
-
-    def __init__(self, messages: list[bytes], per_packet: int = 7) -> None:
-        super().__init__(daemon=True)
-        self.socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-        self.socket.bind(("127.0.0.1", 0))
-        self.address = f"127.0.0.1:{self.socket.getsockname()[1]}"
-        self.requests: list[tuple[int, int]] = []
-        self._messages, self._per_packet = messages, per_packet
-        self.start()
-
-    def run(self) -> None:
-        while True:
-            request, client = self.socket.recvfrom(2048)
-            if request == b"end":
-                self.socket.close()
-                return
-            session, first, count = struct.unpack(">10sQH", request)
-            assert session == SESSION
-            self.requests.append((first, count))
-            if len(self.requests) % 3:
-                found = self._messages[first - 1 : first - 1 + min(count, self._per_packet)]
-                self.socket.sendto(mold(first, found), client)
-
-    def stop(self) -> None:
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-            sock.sendto(b"end", self.socket.getsockname())
-        self.join()
 
 
 def lossy(packets: list[bytes], dice: random.Random, *, lost: set[int]) -> list[tuple[int, bytes]]:
@@ -220,7 +188,7 @@ def test_what_both_lines_lose_is_asked_for_again_until_it_comes(host: Callable[.
     dice = random.Random(SEED)
     both = {20, 21, 22, 50, len(packets) - 1}  # the last one shows at the end of session only
     lines = [lossy(packets, dice, lost=both | {at for at in range(1, 100) if at % 10 == n}) for n in (3, 7)]
-    server = Server(messages)
+    server = RerequestServer(messages)
     live = host("mold-itch50", rerequest=server.address, rerequest_timeout_ms=20)
     for number, line in enumerate(lines):
         for _, packet in line:
@@ -276,7 +244,7 @@ def test_a_killed_worker_comes_back_and_what_was_sent_meanwhile_is_filled_or_tol
     host: Callable[..., Host], *, with_server: bool
 ) -> None:
     messages = [add(number) for number in range(1, 301)]
-    server = Server(messages, per_packet=40) if with_server else None
+    server = RerequestServer(messages, per_packet=40) if with_server else None
     live = host("mold-itch50", **({"rerequest": server.address, "rerequest_timeout_ms": 20} if server else {}))
 
     def send(numbers: range) -> None:
@@ -301,6 +269,47 @@ def test_a_killed_worker_comes_back_and_what_was_sent_meanwhile_is_filled_or_tol
     assert (records[at]["from_sequence"], records[at]["to_sequence"]) == (101, 201)
     assert records[at + 1]["flags"] & Flag.GAP_BEFORE
     assert list(np.delete(records["source_sequence"], at)) == [*range(1, 101), *range(201, 301)]
+
+
+def test_a_killed_worker_learns_the_orders_again_and_publishes_none_of_them_twice(host: Callable[..., Host]) -> None:
+    def execute(reference: int) -> bytes:
+        return struct.pack(">cHH6sQIQ", b"E", 1, 0, bytes(6), reference, 100, 1000 + reference)
+
+    messages = [*map(add, range(1, 101)), *map(execute, range(1, 101))]
+    server = RerequestServer(messages, per_packet=7)
+    live = host("mold-itch50", join="start", rerequest=server.address, rerequest_timeout_ms=20, book=True)
+
+    def send(numbers: range) -> None:
+        for number in numbers:
+            live.send(mold(number, [messages[number - 1]]))
+
+    def kinds(kind: RecordType) -> np.ndarray:
+        records = live.read()
+        return records[records["record_type"] == kind]
+
+    send(range(61, 111))  # the first sixty come late
+    live.settle(lambda: len(kinds(RecordType.TRADE)) == 10, "orders, and ten trades")
+    wait_until(lambda: live.counter(f"multicast.{FEED}.next") == 111, "the number to go on from")
+    wait_until(lambda: live.counter(f"multicast.{FEED}.joined") == 60, "counters")
+    live.worker.kill()
+    live.worker.wait()
+    send(range(111, 151))  # nobody hears it
+    live.start()
+    send(range(151, 201))
+    records = live.settle(lambda: len(kinds(RecordType.TRADE)) == 100, "every trade")
+    server.stop()
+    levels = records[records["record_type"] == RecordType.LEVEL2]
+    assert levels["source_sequence"].tolist() == [*range(1, 101), *range(1, 101)]
+    assert kinds(RecordType.TRADE)["trade_id"].tolist() == list(range(1001, 1101))
+    assert not (records["record_type"] == RecordType.STATUS).any()
+    assert not any(kinds(RecordType.QUOTE)["flags"] & Flag.INCOMPLETE)
+    late = levels["flags"] & Flag.BACKFILLED != 0
+    assert late[:60].all()
+    assert late[110:150].all()
+    assert not late[60:110].any()
+    wait_until(lambda: live.counter(f"multicast.{FEED}.joined") == 60 + 150, "counters")
+    assert live.counter(f"multicast.{FEED}.joining") == live.counter(f"multicast.{FEED}.lost") == 0
+    assert live.counter(f"feed.{FEED}.errors") == live.counter(f"feed.{FEED}.gaps") == 0
 
 
 def test_a_multicast_feed_is_added_over_http_and_a_wrong_one_is_told_why(engine_name: str, tmp_path: Path) -> None:

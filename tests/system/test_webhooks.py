@@ -14,7 +14,7 @@ import pytest
 from shm.ledger import DeliveryState, Failure
 from shm.ring import RingWriter
 from tests.children import wait_until
-from tests.system.gateway_process import quotes
+from tests.system.gateway_process import halts, quotes
 from tests.system.receiver import Receiver
 from tests.system.webhooks_process import WebhookStage, subscription
 from tests.system.worker_stage import RING
@@ -84,6 +84,24 @@ def test_only_what_was_subscribed_to_comes(stage: WebhookStage, receiver: Receiv
     found = {(d.subscription, m["payload"]["symbol"]) for d in receiver.deliveries for m in d.messages}
     assert found == {("sub_1", "AAPL"), ("sub_2", "NVDA")}
     assert stage.delivery(3).state is DeliveryState.PAUSED
+
+
+def test_trading_status_comes_for_the_symbols_that_want_it(stage: WebhookStage, receiver: Receiver) -> None:
+    stage.serve(
+        subscription(receiver.url, 1, topics=("marketdata.status.MSFT", "marketdata.trade.MSFT")),
+        subscription(receiver.url, 2, topics=("marketdata.*.TSLA",)),
+        subscription(receiver.url, 3, topics=("marketdata.quote.*",)),
+    )
+    publish(stage, 4)
+    stage.writer.publish_batch(halts(np.arange(len(SYMBOLS))))
+    publish(stage, 4)
+    wait_until(lambda: len(receiver.sequences()) >= 1 + 3 + 8, "all messages")
+    found = [(d.subscription, m) for d in receiver.deliveries for m in d.messages]
+    told = [(key, m["payload"]["symbol"]) for key, m in found if m["payload"]["data_type"] == "status"]
+    assert sorted(told) == [("sub_1", "MSFT"), ("sub_2", "TSLA")]
+    (message,) = [m for key, m in found if key == "sub_1"]
+    assert message["topic"] == "marketdata.feed.status"
+    assert message["payload"]["data"]["state"] == "halted"
 
 
 @pytest.mark.parametrize("word", ["500", "503", "404", "close", "garbage", "429 0", "redirect http://127.0.0.1:9/"])

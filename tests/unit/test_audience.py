@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 
 from shm.errors import BadArgument
-from shm.layout import RecordType, StatusCode, empty
+from shm.layout import NO_INSTRUMENT, RecordType, StatusCode, empty
 from workers.audience import (
     ALERT_KEY,
     ERROR_KEY,
@@ -13,6 +13,7 @@ from workers.audience import (
     NO_KEY,
     SOMEBODY,
     STATUS_KEY,
+    TRADING_KEY,
     UNRESOLVED,
     Audience,
     key_parts,
@@ -55,6 +56,32 @@ def test_every_record_has_the_key_of_its_topic() -> None:
     keys = topic_keys(records).tolist()
     tick, news = 3 + (RecordType.TICK - 1) * INSTRUMENTS, 65535 + (RecordType.NEWS - 1) * INSTRUMENTS
     assert keys == [tick, news, ERROR_KEY, ALERT_KEY, STATUS_KEY, NO_KEY, NO_KEY]
+
+
+def test_trading_status_has_a_key_for_each_instrument_and_the_topic_of_status() -> None:
+    records = empty(4)
+    records["record_type"], records["code"] = RecordType.STATUS, StatusCode.TRADING_STATUS
+    records["instrument_id"] = [0, 1, 65535, NO_INSTRUMENT]
+    assert topic_keys(records).tolist() == [TRADING_KEY, TRADING_KEY + 1, TRADING_KEY + 65535, STATUS_KEY]
+    audience: Audience[str] = Audience(Symbols("A", "AB"))
+    wants = {
+        "all": "marketdata.*", "status": "marketdata.feed.status", "any": "marketdata.*.A", "a": "marketdata.status.A",
+        "start": "marketdata.status.A*", "trade": "marketdata.trade.A",
+    }  # fmt: skip
+    for client, topic in wants.items():
+        audience.add(client, parse_topic(topic, ""))
+    assert clients_of(audience, TRADING_KEY) == {"all", "status", "any", "a", "start"}
+    assert clients_of(audience, TRADING_KEY + 1) == {"all", "status", "start"}
+    assert clients_of(audience, STATUS_KEY) == {"all", "status"}
+    assert (audience.names[TRADING_KEY], audience.symbol_of[TRADING_KEY]) == (b"marketdata.feed.status", "A")
+    for client in ("all", "status", "start"):
+        audience.remove(client, parse_topic(wants[client], ""))
+    assert clients_of(audience, TRADING_KEY) == {"any", "a"}
+    audience.remove("a", parse_topic(wants["a"], ""))
+    audience.remove("any", parse_topic(wants["any"], ""))
+    assert clients_of(audience, TRADING_KEY) == set()
+    audience.add("late", parse_topic("marketdata.status.AB", ""))
+    assert clients_of(audience, TRADING_KEY + 1) == {"late"}
 
 
 def test_random_subscriptions_reach_exactly_whom_their_patterns_match() -> None:

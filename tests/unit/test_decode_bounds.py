@@ -130,7 +130,11 @@ int main(void) {
             mdp3->frames = frames;
             frame.port = (uint16_t)(cases % 70);
             mdp3->orders = cases % 3 == 0;
-            DECODE(mdp3, mdp3_run, if (stop == TK_MAPPING) mdp3->mapped = 1; else {
+            DECODE(mdp3, mdp3_run, if (stop == TK_MAPPING) mdp3->mapped = 1; else if (stop == TK_SLOW) {
+                   mdp3->listed = 1;
+                   mdp3->group_count = cases % 20;
+                   mdp3->group = realloc(mdp3->group, 20 * sizeof *mdp3->group);
+                   for (unsigned i = 0; i < 20; i++) mdp3->group[i] = i; } else {
                    symbols_add(&mdp3->symbols, mdp3->symbols.missed, (uint32_t)mdp3->symbols.count);
                    uint64_t key[4];
                    memcpy(key, mdp3->symbols.missed, sizeof key);
@@ -246,6 +250,8 @@ def test_kernels_stay_in_bounds_on_damaged_input(samples: Path, tmp_path: Path) 
     seeds += [(b"G", packet) for packet in mdp3.one_of_each()] * 5
     wire = (samples / "fix/valid-soh.fix").read_bytes()
     seeds += [(b"F", b"8=FIX" + message) for message in wire.split(b"8=FIX")[1:]] * 20
+    halt = b"9=83|35=f|34=41|49=V|56=C|52=20230124-13:30:46.130|55=IBM|326=2|327=P|10=000|".replace(b"|", b"\1")
+    seeds += [(b"F", b"8=FIX.4.4\1" + halt)] * 100
     ticks = samples / "ticks"
     seeds += [(b"K", lzma.decompress(path.read_bytes())[:400]) for path in sorted(ticks.rglob("*h_ticks.bi5"))]
     seeds += [(b"C", lzma.decompress(path.read_bytes())[:400]) for path in sorted(ticks.rglob("*candles*.bi5"))]

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from shm.errors import BadArgument
-from shm.layout import Action, Flag, RecordType, Side, concatenate, empty
+from shm.layout import Action, Flag, RecordType, Side, StatusCode, concatenate, empty
 from tests.ticks import Bench
 from tests.unit.test_decode_samples import of_type, read
 from workers.decoders.capture import describe_capture, open_capture
@@ -304,15 +304,25 @@ def lobster(folder: Path, events: str, books: str) -> Path:
     return path
 
 
-def test_lobster_levels_that_are_not_there_and_halts_make_no_records(tmp_path: Path) -> None:
+def test_lobster_levels_that_are_not_there_make_no_records_and_halts_make_status(tmp_path: Path) -> None:
     path = lobster(
         tmp_path,
-        "34200.0,1,7,100,10000,1\n34201,7,0,0,-1,-1\n34202.5,3,7,100,10000,1\n",
-        "9999999999,0,10000,100,9999999999,0,-9999999999,0\n" * 2
+        "34200.0,1,7,100,10000,1\n34201,7,0,0,-1,-1\n34202,7,0,0,0,-1\n34202.1,7,0,0,1,-1\n34202.2,7,0,0,9,-1\n"
+        "34202.5,3,7,100,10000,1\n",
+        "9999999999,0,10000,100,9999999999,0,-9999999999,0\n" * 5
         + "9999999999,0,-9999999999,0,9999999999,0,-9999999999,0\n",
     )
     records, summary, _ = read(path)
-    assert summary["messages"] == {"new order": 1, "halt": 1, "deletion": 1}
+    assert summary["messages"] == {"new order": 1, "halt": 4, "deletion": 1}
+    told = of_type(records, RecordType.STATUS)
+    assert told["text"].tolist() == [
+        b"halted: LOBSTER 7, price -1",
+        b"quote only: LOBSTER 7, price 0",
+        b"trading: LOBSTER 7, price 1",
+        b"unknown: LOBSTER 7",
+    ]
+    assert set(told["code"]) == {StatusCode.TRADING_STATUS}
+    assert (np.diff(told["ts_event"]) > 0).all()
     levels, quotes = of_type(records, RecordType.LEVEL2), of_type(records, RecordType.QUOTE)
     assert levels["action"].tolist() == [Action.CLEAR, Action.ADD, Action.DELETE]
     assert quotes["bid_size"].tolist() == [100, 0]

@@ -7,11 +7,12 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from shm.layout import Flag, RecordType, empty
+from shm.errors import BadArgument
+from shm.layout import NO_INSTRUMENT, Flag, RecordType, StatusCode, empty
 from shm.message import news_pieces, payload
 from workers import encode
 from workers.encode import MessageBuilder, encode_json, encode_msgpack
-from workers.topics import topic_index
+from workers.topics import STATUS, topic_index
 
 TICK, NEWS = topic_index(RecordType.TICK, 3), topic_index(RecordType.NEWS, 3)
 NAMES = {TICK: b"marketdata.tick.AAPL", NEWS: b"marketdata.news.AAPL"}
@@ -52,6 +53,30 @@ def test_message_has_topic_and_payload_in_both_encodings() -> None:
         "flags",
         "topic_sequence",
     }
+
+
+def test_only_trading_status_is_of_the_symbol_that_a_status_record_names() -> None:
+    known = ["AAPL", "MSFT"]
+
+    def symbol_of(instrument: int) -> str:
+        if instrument >= len(known):
+            raise BadArgument("unknown")
+        return known[instrument]
+
+    records = empty(4)
+    records["record_type"], records["code"] = RecordType.STATUS, StatusCode.TRADING_STATUS
+    records["instrument_id"], records["text"] = [1, NO_INSTRUMENT, 7, 1], b"halted: ITCH H, reason T1"
+    records["code"][3] = StatusCode.OVERLOAD  # of a shard, whose number stands there
+    names: dict[int, bytes] = {STATUS: b"marketdata.feed.status"}
+    listed = [(index, STATUS, index + 1) for index in range(4)]
+    for builder, symbols in (
+        (MessageBuilder(None, symbol_of), ["MSFT", None, None, None]),
+        (MessageBuilder(), [None] * 4),
+    ):
+        made = [message for _, message in builder.build(records.tobytes(), listed, 2, names, {STATUS: None})]
+        assert [one["payload"]["symbol"] for one in made] == symbols
+        assert made[0]["topic"] == "marketdata.feed.status"
+        assert made[0]["payload"]["data"]["state"] == "halted"
 
 
 def test_long_news_is_one_message_even_when_it_comes_in_two_turns() -> None:

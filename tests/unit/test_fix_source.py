@@ -172,6 +172,25 @@ def test_a_gap_that_is_filled_is_told_with_its_numbers_and_books_begin_anew(feed
         assert [text(one, 263) for one in venue.asked("V")] == ["1", "2", "1"]
 
 
+def test_a_halt_is_a_record_and_neither_a_gap_nor_the_record_after_one(feeds: Callable[..., Feed]) -> None:
+    halt = Out("f", [(55, "X"), (326, "2"), (327, "P")])
+    messages = trades("X", 20)
+    messages[4] = Out("X", messages[4].body, lost=True)
+    messages[5] = halt
+    with FixServer([Act(messages, fills=True)]) as venue:
+        feed = feeds(venue, ("X",), ("trade",))
+        feed.until(lambda: len(feed.ids) == 18, "the others")
+        assert feed.gaps() == [(6, 7)]
+        told = of(feed.records, feed.records["code"] == StatusCode.TRADING_STATUS)
+        told = of(told, told["record_type"] == RecordType.STATUS)
+        assert told["text"].tolist() == [b"halted: FIX 2, reason P"]
+        assert (told["source_sequence"].tolist(), told["instrument_id"].tolist()) == ([7], [feed.names["X"]])
+        assert not told["flags"][0] & Flag.GAP_BEFORE
+        after = of(feed.market, feed.market["trade_id"] == 7)
+        assert after["flags"][0] & Flag.GAP_BEFORE
+        assert feed.source.gaps == 1
+
+
 def test_a_gap_that_nobody_answers_is_given_up_and_told(feeds: Callable[..., Feed]) -> None:
     messages = trades("X", 20)
     messages[4] = Out("X", messages[4].body, lost=True)

@@ -11,9 +11,9 @@ import pytest
 from engine.l1 import L1, Wanted, key_of
 from engine.tiers import CURSOR_CHARS, decode_cursor, encode_cursor
 from shm.latest import LatestTable
-from shm.layout import RecordType, concatenate, empty
+from shm.layout import RecordType, StatusCode, concatenate, empty
 from shm.ring import RingReader
-from tests.ticks import BAR_RING, SECOND, Bench, quote, trade
+from tests.ticks import BAR_RING, SECOND, START, Bench, quote, trade
 from workers.tier import Key
 from workers.tier import Wanted as TierWanted
 from workers.tier_order import choose
@@ -73,6 +73,22 @@ def test_what_it_answers_alone_is_what_a_look_at_everything_gives(engine_name: s
                 assert set(found) <= set(model(everything, wanted._replace(limit=1 << 30)))
         l1.table.close()
     assert min(alone.values()) > 20, alone
+
+
+def test_trading_status_stands_among_the_last_records_and_changes_nothing_else(engine_name: str) -> None:
+    halted = {"record_type": RecordType.STATUS, "code": StatusCode.TRADING_STATUS, "text": b"halted: ITCH H, reason T1"}
+    with Bench(engine_name) as bench:
+        bench.turn(trade(START, 10.0), trade(START + 5, 0, 0, **halted), trade(START + 10, 11.0))
+        bench.turn(trade(START + 20, 0, 0, instrument=0xFFFFFFFF, **halted))
+        bench.turn(trade(START + 30, 0, 0, **halted | {"code": StatusCode.GAP}))
+        latest = LatestTable.attach(engine_name)
+        snapshot, records = latest.join(0, 100)
+        assert records["record_type"].tolist() == [RecordType.TRADE, RecordType.STATUS, RecordType.TRADE]
+        assert records["text"][1] == b"halted: ITCH H, reason T1"
+        assert snapshot is not None
+        assert snapshot.last_trade is not None
+        assert snapshot.last_trade.price == 11.0
+        latest.close()
 
 
 def live(bench: Bench, count: int, *, lead_ns: int = 0) -> None:

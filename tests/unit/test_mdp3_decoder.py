@@ -267,12 +267,12 @@ def test_statistics_and_volume_are_counted_and_move_the_report_number(template: 
 
 
 def test_the_rest_is_counted_by_name_or_number() -> None:
-    known = [mdp3.message(number, bytes(40)) for number in (15, 16, 30, 39, 59, 60, 61, 62, 68)]
+    known = [mdp3.message(number, bytes(40)) for number in (15, 16, 39, 59, 60, 61, 62, 68)]
     decoder = Mdp3Decoder(Names())
     sent = [*known, mdp3.heartbeat(), mdp3.message(99, b""), mdp3.message(300, b"x"), mdp3.message(46, b"", schema=2)]
     assert len(drain(decoder, [packet(1, *sent)])) == 0
     messages = decoder.counters.messages
-    assert (messages["status"], messages["quote-request"], messages["heartbeat"]) == (1, 1, 1)
+    assert (messages["logout"], messages["quote-request"], messages["heartbeat"]) == (1, 1, 1)
     assert (messages["template-99"], messages["template-255-or-more"]) == (1, 1)
     assert decoder.counters.heartbeats == 1
     assert decoder.counters.malformed == {"unknown type": 2, "other protocol": 1}

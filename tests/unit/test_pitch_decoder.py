@@ -164,12 +164,12 @@ def test_messages_that_have_no_record_are_counted_by_their_names() -> None:
     decoder = PitchDecoder(Names())
     head = struct.pack("<I8s", 1, b"AAPL    ")
     others = [
-        message(0x2C, "IQ", 1, 501), message(0x2D, "I", 1), bytes((18, 0x31)) + head + b"T0XX",
+        message(0x2C, "IQ", 1, 501), message(0x2D, "I", 1),
         bytes((47, 0x95)) + head + bytes(33), bytes((27, 0x96)) + head + bytes(13), bytes((15, 0x98)) + head + b"B",
     ]  # fmt: skip
     assert len(read(decoder, packet(1, *others))) == 0
     assert decoder.counters.messages == {
-        "trade break": 1, "end of session": 1, "trading status": 1, "auction update": 1, "auction summary": 1,
+        "trade break": 1, "end of session": 1, "auction update": 1, "auction summary": 1,
         "retail price improvement": 1,
     }  # fmt: skip
     assert decoder.counters.malformed == {}

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from shm.layout import RecordType, empty
+from shm.layout import RecordType, StatusCode, empty
 from shm.source_names import SourceNames, tell
 from shm.status import StatusBlock
 from tests.journals import NOW, STREAM, symbols, trades
@@ -99,6 +99,16 @@ def test_whatever_a_record_holds_its_row_is_whole_and_gives_it_back(raw: list[by
     assert sorted(map(bytes, back.view("V128"))) == sorted(raw)
     assert {item["origin"] for item in metadata} == {f"e/2/{STREAM}"}
     assert [item["sequence"] for item in metadata] == back["sequence"].tolist()
+
+
+def test_a_trading_status_is_a_row_of_its_symbol() -> None:
+    records = trades(1, 1)
+    records["record_type"], records["code"] = RecordType.STATUS, StatusCode.TRADING_STATUS
+    records["instrument_id"], records["text"] = 1, b"halted: ITCH H, reason T1"
+    ((_, symbol, kind, _, price, _, _, _, metadata),) = fields_of(rows_of(batch_of(records, ("Z", "A"))))
+    assert (symbol, kind, price) == (b"A", b"status", None)
+    assert metadata is not None
+    assert records_of([json.loads(metadata[1:])["packed"]]).tobytes() == records.tobytes()
 
 
 def test_rows_come_by_symbol_type_and_time() -> None:

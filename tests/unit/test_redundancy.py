@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from shm.layout import NO_INSTRUMENT, Action, Flag, RecordType, empty
+from shm.layout import NO_INSTRUMENT, Action, Flag, RecordType, StatusCode, empty
 from workers.errors import SettingsError
 from workers.group_member import TRANSITIONS, Condition, Event, Member
 from workers.redundancy import BETTER_NS, MAX_MEMBERS, START_NS, UNLEARNED_NS, Limits, Redundancy, Takeover
@@ -749,6 +749,43 @@ def test_what_a_feed_does_not_carry_is_had_of_another_after_one_event_and_says_n
 def test_status_records_pass_from_everybody() -> None:
     scene = Scene(0, 1)
     assert scene.say(1, 5, kind=RecordType.STATUS, instrument=NO_INSTRUMENT) == [5]
+    assert scene.say(1, 5, kind=RecordType.STATUS, code=StatusCode.GAP) == [5]
+
+
+HALT: dict[str, Any] = {"kind": RecordType.STATUS, "code": StatusCode.TRADING_STATUS}
+
+
+def test_trading_status_is_published_once_and_the_standbys_in_its_place_after_a_switch() -> None:
+    scene = Scene(0, 1)
+    scene.both(*range(10, 100, 10))
+    assert scene.say(0, 100, **HALT) == [100]
+    assert scene.say(1, 100, 110, **HALT) == []  # the second one is lost with the first feed
+    scene.group.down(scene.members[0], scene.now_ns, "lost")
+    scene.step()
+    assert scene.switches == [(10, 11)]
+    told = scene.records[-1]
+    assert events_of(told) == [110]
+    assert told["code"].tolist() == [StatusCode.TRADING_STATUS]
+    assert told["flags"][0] & int(Flag.BACKFILLED)
+    assert scene.say(1, 120, **HALT) == [120]
+    assert [event for _, event in scene.published].count(100) == 1
+
+
+def test_a_feed_that_does_not_carry_trading_status_is_not_left_for_that() -> None:
+    scene = Scene(0, 1)
+    scene.both(*range(10, 100, 10))
+    for instrument in range(20):
+        scene.say(1, 100, 101, 102, instrument=instrument, **HALT)
+    scene.at(20_000)
+    assert scene.takeovers == []
+    assert not scene.group.board.owed
+
+
+def test_trading_status_from_before_a_restart_is_not_published_again() -> None:
+    scene = Scene(0, 1, up=False)
+    scene.group.restore(batch(1, 2, **HALT), scene.now_ns)
+    scene.group.up(scene.members[0], scene.now_ns)
+    assert scene.say(0, 2, 3, **HALT) == [3]
 
 
 def test_what_was_published_before_a_restart_is_not_published_again() -> None:

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import zstandard
 
-from shm.layout import NO_INSTRUMENT, Flag, RecordType, concatenate, empty
+from shm.layout import NO_INSTRUMENT, Flag, RecordType, StatusCode, concatenate, empty
 from tests.replayed_trades import (
     NOW_NS,
     RECORDED_NS,
@@ -46,6 +46,17 @@ def test_every_record_comes_once_in_order_with_its_own_times(tmp_path: Path, spe
     assert set(got["feed_id"]) == {4}
     assert source.position == len(records)
     assert source.bytes_received > 0
+
+
+def test_trading_status_comes_whatever_the_types_and_only_of_the_symbols(samples: Path) -> None:
+    path = str(samples / "iex/TOPS16.pcapng.gz")
+    found = drain(make(path, symbols=("AAPL", "ZVZZT"), data_types=("trade",), speed="max"))
+    told = found[found["record_type"] == RecordType.STATUS]
+    halts = told[told["code"] == StatusCode.TRADING_STATUS]
+    assert set(found["instrument_id"]) <= {0, 1, NO_INSTRUMENT}
+    assert set(market(found)["record_type"]) == {RecordType.TRADE}
+    assert sorted(halts["instrument_id"].tolist()) == [0, 0, 1, 1]  # H and O of each
+    assert ends(told[told["code"] != StatusCode.TRADING_STATUS]) == [("TOPS16.pcapng.gz", len(found) - 1)]
 
 
 def test_the_end_is_announced_with_the_file_name_and_the_number_of_records(tmp_path: Path) -> None:
@@ -280,7 +291,7 @@ def test_a_real_capture_comes_through_unchanged(samples: Path) -> None:
     for slots in (333, 8192):
         got = drain(make(str(file), speed="max"), slots=slots)
         assert got[:-1].tobytes() == expected.tobytes()
-        assert ends(got) == [(file.name, len(expected))]
+        assert ends(got[-1:]) == [(file.name, len(expected))]
 
 
 @pytest.mark.parametrize("merge", [True, False])

@@ -54,7 +54,7 @@ def test_a_topic_means_its_pattern(topic: str, pattern: Pattern) -> None:
             "marketdata.",
             "marketdata.tick",
             "marketdata.tick.",
-            "marketdata.status.A",
+            "marketdata.error.A",
             "x.tick.A",
         ),
         *("marketdata.tick.*.A", "marketdata.tick.A*B", "marketdata.tick.A\n", "marketdata.tick." + "É" * 17),

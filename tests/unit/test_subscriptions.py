@@ -189,7 +189,7 @@ def test_a_change_of_what_was_changed_meanwhile_is_refused(tmp_path: Path) -> No
 def test_types_and_symbols_can_not_be_changed_away() -> None:
     everything = wanted()
     left = changed(everything, ChangeSubscription(remove_data_types=["news", "bar"]))
-    assert left.data_types == ("tick", "quote", "trade", "level2")
+    assert left.data_types == ("tick", "quote", "trade", "level2", "status")
     assert changed(everything, ChangeSubscription(add_data_types=["news"])).data_types == (), "it had all already"
     with pytest.raises(SubscriptionRefused, match=r"^remove_data_types"):
         changed(wanted(data_types=("news",)), ChangeSubscription(remove_data_types=["news"]))

@@ -1,7 +1,7 @@
 # cython: boundscheck=False, wraparound=False
 """Shell of the CME MDP 3.0 kernel (`mdp3.h`): packets in, records out; keeps which security id is which symbol."""
 
-from libc.stdlib cimport free
+from libc.stdlib cimport free, realloc
 from workers.decoders._decoder cimport *
 
 
@@ -15,6 +15,8 @@ cdef extern from "workers/decoders/book.h" nogil:
 cdef extern from "workers/decoders/mdp3.h" nogil:
     enum:
         MDP3_DEFINITION
+        MDP3_GROUP_AT
+        MDP3_GROUP_BYTES
         MDP3_HEAD_BYTES
         MDP3_OTHER
         MDP3_PACKET_BYTES
@@ -31,6 +33,9 @@ cdef extern from "workers/decoders/mdp3.h" nogil:
         int book
         int orders
         int mapped
+        int listed
+        uint32_t *group
+        size_t group_count
 
     int mdp3_run(mdp3_state *state)
 
@@ -76,11 +81,13 @@ cdef class Mdp3Decoder(NativeDecoder):
     NAMES = {number: NAMES.get(number, f"template-{number}") for number in range(256)}
     cdef mdp3_state state
     cdef dict _defined  # security id -> symbol, market depth or 0
+    cdef dict _groups  # security id -> group and asset, 6 bytes each
     cdef uint32_t _known
 
     def __cinit__(self, *args, **kwargs):
         self.attach(&self.state.sink, &self.state.frames)
         self._defined = {}
+        self._groups = {}
 
     def __init__(self, intern, *, book=False, orders=False, **stamp):
         super().__init__(intern, **stamp)
@@ -89,6 +96,7 @@ cdef class Mdp3Decoder(NativeDecoder):
 
     def __dealloc__(self):
         free(self.state.symbols.entry)
+        free(self.state.group)
         books_clear(&self.state.books)
 
     cdef int run(self) noexcept nogil:
@@ -97,6 +105,8 @@ cdef class Mdp3Decoder(NativeDecoder):
     cdef int stopped(self, int stop) except -1:
         if stop == TK_MAPPING:
             return self._define()
+        if stop == TK_SLOW:
+            return self._list_group()
         cdef uint64_t key[4]
         cdef tk_symbol *symbol
         key[0], key[1], key[2], key[3] = self.state.symbols.missed[0], 0, 0, 0
@@ -124,6 +134,7 @@ cdef class Mdp3Decoder(NativeDecoder):
         name = text.split(b"\0", 1)[0].decode("latin-1").strip()
         security = int.from_bytes(message[root + MDP3_SECURITY_AT : root + MDP3_SECURITY_AT + 4], "little")
         self.state.mapped = 1
+        self._groups[security] = message[root + MDP3_GROUP_AT : root + MDP3_GROUP_AT + 2 * MDP3_GROUP_BYTES]
         if not name:
             self.counts.malformed[TK_BAD_SYMBOL] += 1
             return 0
@@ -141,6 +152,29 @@ cdef class Mdp3Decoder(NativeDecoder):
                 symbol.last[0] = symbol.last[1] = 0
                 symbol.last[2] = <uint64_t>found[1] << 32 | self._known
                 self._known += 1
+        return 0
+
+    cdef int _list_group(self) except -1:
+        """The status at hand is of a group, or of one asset in it: which instruments that the kernel knows are of it."""
+        cdef tk_frames *frames = self.frames
+        cdef const uint8_t *m = frames.data + frames.frame[frames.index].offset + frames.at + MDP3_HEAD_BYTES + 8
+        cdef bytes wanted = (<const char *>m)[:2 * MDP3_GROUP_BYTES]
+        cdef uint64_t key[4]
+        cdef tk_symbol *symbol
+        cdef uint32_t *grown = <uint32_t *>realloc(self.state.group, (len(self._groups) + 1) * sizeof(uint32_t))
+        if grown == NULL:
+            raise MemoryError("instruments of a group")
+        self.state.group, self.state.group_count, self.state.listed = grown, 0, 1
+        if not wanted[MDP3_GROUP_BYTES:].strip(b"\0 "):
+            wanted = wanted[:MDP3_GROUP_BYTES]
+        for security, found in self._groups.items():
+            if not found.startswith(wanted):
+                continue
+            key[0], key[1], key[2], key[3] = security, 0, 0, 0
+            symbol = symbols_find(&self.state.symbols, key)
+            if symbol != NULL and symbol.id != TK_REFUSED:
+                grown[self.state.group_count] = symbol.id
+                self.state.group_count += 1
         return 0
 
 

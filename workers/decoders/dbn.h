@@ -11,6 +11,7 @@
  *   mbo                         -> level2 (order reference in source_sequence), trade for T; F (fill) is counted: the cancel
  *                                  that follows it changes the book
  *   ohlcv-1s/1m/1h/1d/eod       -> bar; ts_receive = its end, the earliest that anyone could have known it
+ *   status                      -> status of trading; actions without a change, and of short sales, are counted
  *   everything else             -> counted; a symbol mapping goes to the shell
  */
 #ifndef TK_DECODERS_DBN_H
@@ -20,6 +21,7 @@
 #include "workers/decoders/orders.h"
 #include "workers/decoders/sink.h"
 #include "workers/decoders/symbols.h"
+#include "workers/decoders/trading_status.h"
 
 enum { DBN_HEADER_BYTES = 16, DBN_LEVELS = 10 };
 enum {
@@ -110,6 +112,7 @@ static inline unsigned dbn_length(uint8_t rtype) {
     case DBN_MBP_1: case DBN_CMBP_1: case DBN_TCBBO: case DBN_CBBO_1S: case DBN_CBBO_1M: case DBN_BBO_1S: case DBN_BBO_1M:
         return 80;
     case DBN_MBP_10: return 368;
+    case DBN_STATUS: return 40;
     case DBN_MBO: case DBN_OHLCV_1S: case DBN_OHLCV_1M: case DBN_OHLCV_1H: case DBN_OHLCV_1D: case DBN_OHLCV_EOD: return 56;
     default: return 0;
     }
@@ -256,6 +259,24 @@ static void dbn_bar(struct dbn *s, struct dbn_event *event, const uint8_t *m) {
             dbn_price((int64_t)le64(m + 40)), (double)le64(m + 48), interval_s, 0);
 }
 
+/* StatusMsg: action, reason and event (u16) at 24; is_trading and is_quoting (Y, N, ~) at 30. */
+static void dbn_status(struct dbn *s, const struct dbn_event *event, const uint8_t *m) {
+    static const uint8_t states[16] = {
+        TK_NO_CHANGE, TK_AUCTION, TK_AUCTION, TK_QUOTE_ONLY, TK_AUCTION, TK_AUCTION, TK_AUCTION, TK_TRADING, TK_HALTED, TK_PAUSED,
+        TK_HALTED, TK_AUCTION, TK_CLOSED, TK_CLOSED, TK_NO_CHANGE, TK_CLOSED};
+    unsigned action = le16(m + 24);
+    enum tk_state state = action < 16 ? (enum tk_state)states[action] : TK_UNKNOWN;
+    if (state == TK_NO_CHANGE) return;
+    if (state == TK_AUCTION && m[30] == 'Y') state = TK_TRADING;  /* a price indication, before the close */
+    struct tk_said text;
+    struct tk_record *record = sink_trading_status(&s->sink, &text, state, "DBN ", event->id, event->ts_event,
+                                                   event->ts_receive);
+    if (event->venue[0]) memcpy(record->venue, event->venue, 8);
+    said_number(&text, "", action);
+    said_number(&text, ", reason ", le16(m + 26));
+    if (le16(m + 28)) said_number(&text, ", event ", le16(m + 28));
+}
+
 /* One record of `size` bytes. TK_MISS asks for its symbol and changes nothing; anything else consumes it. */
 static inline enum tk_stop dbn_message(struct dbn *s, const uint8_t *m, size_t size) {
     struct tk_sink *sink = &s->sink;
@@ -267,13 +288,13 @@ static inline enum tk_stop dbn_message(struct dbn *s, const uint8_t *m, size_t s
         else if (rtype < DBN_OHLCV_OLD || rtype > DBN_STATISTICS) sink_refuse(sink, TK_UNKNOWN_TYPE);
         return TK_DONE;
     }
-    int mbo = rtype == DBN_MBO, bar = wanted == 56 && !mbo;
+    int mbo = rtype == DBN_MBO, bar = wanted == 56 && !mbo, status = rtype == DBN_STATUS;
     struct dbn_event event = {0, 0, (int64_t)le64(m + 8), 0, 0, ""};
     uint8_t flags = 0;
     if (!bar) {
-        event.ts_receive = (int64_t)le64(m + (mbo ? 40 : 32));
-        event.sequence = le32(m + (mbo ? 52 : 44));
-        flags = m[mbo ? 36 : 30];
+        event.ts_receive = (int64_t)le64(m + (mbo ? 40 : status ? 16 : 32));
+        event.sequence = status ? 0 : le32(m + (mbo ? 52 : 44));
+        flags = status ? 0 : m[mbo ? 36 : 30];
         event.flags = dbn_flags(flags);
         if (event.ts_event == -1) event.ts_event = event.ts_receive;  /* a bbo before the first trade has none */
         if (event.ts_receive == -1) event.ts_receive = event.ts_event;
@@ -291,6 +312,7 @@ static inline enum tk_stop dbn_message(struct dbn *s, const uint8_t *m, size_t s
     uint16_t publisher = le16(m + 2);
     if (publisher < 256) event.venue = s->venue[publisher];
     if (bar) { dbn_bar(s, &event, m); return TK_DONE; }
+    if (status) { dbn_status(s, &event, m); return TK_DONE; }
     if (mbo) { dbn_mbo(s, &event, m); return TK_DONE; }
     struct dbn_level level;
     switch (rtype) {

@@ -1,4 +1,5 @@
-/* FIX 4.2 and 4.4 market data -> records: W (snapshot), X (incremental refresh), i (mass quote); the rest is counted.
+/* FIX 4.2 and 4.4 market data -> records: W (snapshot), X (incremental refresh), i (mass quote), f (security status); the rest is
+ * counted.
  *
  * Layouts: FIX 4.4 with Errata 20030618, volume 3, "Market Data" and "Quote". One frame is one whole message; who cuts
  * the stream has looked at length and checksum (fix_wire.h); reading it is in fix_message.h, books and records in fix_market.h.
@@ -8,6 +9,7 @@
  *   J                  -> level2 CLEAR
  *   B, 9               -> session volume and VWAP of the trades that follow
  *   i                  -> each quote entry is a level of both sides, named by QuoteSetID and QuoteEntryID
+ *   f                  -> status of trading, by SecurityTradingStatus; indications and imbalances are counted
  *   W                  -> level2 CLEAR, then ADD of each price, flagged SNAPSHOT
  * An entry is found by MDEntryID (or MDEntryRefID), else by price, else by MDEntryPositionNo; with `top`
  * there is one entry a side. Symbol: of the entry, of the one before it, of the message, of what MDReqID or QuoteSetID was
@@ -20,6 +22,7 @@
 
 #include "workers/decoders/fix_market.h"
 #include "workers/decoders/frames.h"
+#include "workers/decoders/trading_status.h"
 
 enum { FIX_MISS = -2 };
 
@@ -164,6 +167,29 @@ static void fix_emit(struct fix *s, uint16_t type) {
     fix_quotes(s);
 }
 
+/* A security status. -1, FIX_MISS, or a reason. */
+static int fix_status(struct fix *s) {
+    const struct fix_message *m = &s->message;
+    uint32_t id;
+    int64_t code = fix_digits(m->trading.p, m->trading.size);
+    if (!m->trading.size) return -1;  /* of something else: what is said of its corporate actions, its session */
+    if (code < 0) return TK_BAD_VALUE;
+    enum tk_state state = state_of_fix326(code > UINT32_MAX ? 0 : (uint32_t)code);
+    if (state == TK_NO_CHANGE) return -1;
+    if (!m->symbol.size) return TK_NO_SYMBOL;
+    int found = fix_look_up(s, &m->symbol, &id);
+    if (found != -1) return found;
+    struct tk_said text;
+    struct tk_record *record = sink_trading_status(&s->sink, &text, state, "FIX ", id, m->transact >= 0 ? m->transact : m->sending,
+                                                   s->ts_receive);
+    record->flags |= m->flags;
+    record->source_sequence = m->seq;
+    if (m->venue[0]) memcpy(record->venue, m->venue, 8);
+    said_code(&text, "", m->trading.p, m->trading.size);
+    said_code(&text, ", reason ", m->reason.p, m->reason.size);
+    return -1;
+}
+
 static int fix_run(struct fix *s) {
     struct tk_frames *frames = &s->frames;
     struct tk_counts *counts = s->sink.counts;
@@ -182,17 +208,19 @@ static int fix_run(struct fix *s) {
         if (!q || field.tag != 35 || field.size < 1 || field.size > 2) { sink_refuse(&s->sink, TK_BAD_HEADER); continue; }
         uint16_t type = (uint16_t)(field.value[0] | (field.size == 2 ? field.value[1] << 8 : 0));
         int reason = -1;
-        if (type == 'W' || type == 'X' || type == 'i') {
+        if (type == 'W' || type == 'X' || type == 'i' || type == 'f') {
             fix_message_begin(&s->message);
             s->made = 0;
             s->ts_receive = frame->ts_receive;
             reason = fix_read(&s->message, q, end, type);
-            if (reason == -1) {
+            if (reason == -1 && type == 'f') {
+                reason = fix_status(s);
+            } else if (reason == -1) {
                 fix_select(s);
                 reason = fix_resolve(s, type);
             }
             if (reason == FIX_MISS) return TK_MISS;
-            if (reason == -1) fix_emit(s, type);
+            if (reason == -1 && type != 'f') fix_emit(s, type);
             if (s->made) sink_last(&s->sink)->flags |= TK_FLAG_LAST_OF_BATCH;
         } else if (type == '0') {
             counts->heartbeats++;

@@ -1,6 +1,6 @@
 /* One FIX market data message, read whole: its header and root, and an entry for each member of its repeating group.
  *
- * Called by fix.h once a message of type W, X or i. It checks what can be checked of a message by itself -- numbers, times,
+ * Called by fix.h once a message of type W, X, i or f. It checks what can be checked of a message by itself -- numbers, times,
  * the announced count, data fields that may hold separators -- and knows no instrument and no book. Texts point into the
  * message's bytes. A quote entry of a mass quote becomes two, one a side. */
 #ifndef TK_DECODERS_FIX_MESSAGE_H
@@ -35,13 +35,14 @@ struct fix_message {
     uint16_t flags;                       /* of this message's records */
     uint64_t seq;
     struct fix_text symbol, request;      /* of the root */
+    struct fix_text trading, reason;      /* 326; 327 */
     char venue[8];
     int64_t sending, transact;            /* -1 = not stated */
 };
 
 /* From the message before to this one. */
 static void fix_message_begin(struct fix_message *m) {
-    m->symbol = m->request = (struct fix_text){0};
+    m->symbol = m->request = m->trading = m->reason = (struct fix_text){0};
     memset(m->venue, 0, 8);
     m->sending = m->transact = -1;
     m->seq = m->session_hash = 0;
@@ -102,7 +103,8 @@ static int fix_read(struct fix_message *m, const uint8_t *p, const uint8_t *end,
     struct fix_entry *entry = NULL;
     struct fix_text set = {0}, set_symbol = {0};
     int quotes = type == 'i';
-    uint32_t first = type == 'W' ? 269 : type == 'X' ? 279 : 299, count_tag = quotes ? 295 : 268, data = 0;
+    int status = type == 'f';
+    uint32_t first = type == 'W' ? 269 : type == 'X' ? 279 : status ? 0 : 299, count_tag = quotes ? 295 : 268, data = 0;
     int64_t announced = quotes ? 0 : -1, data_size = 0;
     m->entries = 0;
     while (p < end) {
@@ -158,10 +160,12 @@ static int fix_read(struct fix_message *m, const uint8_t *p, const uint8_t *end,
             else if (field.tag == 207 || !entry->venue[0]) fix_code(entry->venue, &field);
             break;
         case 262: m->request = text; break;
+        case 326: m->trading = text; break;
+        case 327: m->reason = text; break;
         case 302: if (quotes) { set = text; set_symbol = (struct fix_text){0}; entry = NULL; } break;
         case 311: if (quotes && !entry) set_symbol = text; break;
         case 268: case 295: {
-            if (field.tag != count_tag) break;
+            if (field.tag != count_tag || status) break;
             int64_t count = fix_digits(field.value, field.size);
             if (count < 0 || (!quotes && announced >= 0)) return TK_BAD_LENGTH;
             announced = quotes ? announced + count : count;
@@ -232,7 +236,7 @@ static int fix_read(struct fix_message *m, const uint8_t *p, const uint8_t *end,
             }
         }
     }
-    if ((uint64_t)announced != m->entries / (quotes ? 2 : 1)) return TK_BAD_LENGTH;
+    if (!status && (uint64_t)announced != m->entries / (quotes ? 2 : 1)) return TK_BAD_LENGTH;
     return m->sending < 0 ? TK_BAD_HEADER : -1;
 }
 

@@ -32,7 +32,7 @@ enum tk_stop {
     TK_FULL,     /* the caller's array is full */
     TK_MISS,     /* a symbol is not in the native table yet: the shell resolves it */
     TK_NEW_DAY,  /* ITCH: the receive time left the session day: the shell computes midnight */
-    TK_SLOW,     /* the frame has a shape the kernel leaves to the slow path */
+    TK_SLOW,     /* the frame has a shape, or needs a list, that the kernel leaves to the shell */
     TK_MAPPING   /* DBN: a symbol mapping record for the shell */
 };
 

@@ -8,7 +8,11 @@
  *   B trade break       -> trade flagged CORRECTED, with the broken trade's id, price and size
  *   X official price    -> tick of size 0, condition Q (opening) or M (closing)
  *   8, 5 price level    -> level2 of the buy or sell side; last of an event: LAST_OF_BATCH
- *   S D H O P A I E     -> counted: the record has no body for them
+ *   H trading status    -> status: H halted, P paused, O auction (orders are accepted), T trading, with the venue's reason
+ *   O operational halt  -> status: O halted; N as trading status said last
+ *   S D P A I E         -> counted: the record has no body for them
+ *
+ * source_sequence of a status is the number of its message in the session.
  *
  * With `book`, price levels are kept: level2 records carry best_bid and best_ask, and the last one of an event is followed by a quote
  * if the best prices or sizes have changed. A new session of a channel starts with empty books. Joined late, or after a gap,
@@ -21,6 +25,7 @@
 #include "workers/decoders/frames.h"
 #include "workers/decoders/sink.h"
 #include "workers/decoders/symbols.h"
+#include "workers/decoders/trading_status.h"
 
 enum { IEX_HEADER_BYTES = 40, IEX_STREAMS = 64, IEX_TOPS = 0x8003, IEX_DEEP = 0x8004 };
 
@@ -35,7 +40,9 @@ struct iex {
     int book, doubt;    /* books are kept; they may lack levels */
     unsigned streams, replace;
     uint64_t skip;      /* messages of this segment that were had before */
+    uint64_t end;       /* the number after its last message */
     uint32_t left;      /* messages of this segment not decoded yet */
+    uint32_t epoch;     /* of what symbols' `last[0]` says of their trading status */
 };
 
 /* Bytes of each message type, 0 = unknown. */
@@ -79,6 +86,24 @@ static void iex_level(struct iex *s, struct tk_record *record, const uint8_t *m,
     if (s->doubt) sink_last(&s->sink)->flags |= TK_FLAG_INCOMPLETE;
 }
 
+/* H and O: whether the instrument is traded. */
+static void iex_status(struct iex *s, struct tk_symbol *symbol, const uint8_t *m, int64_t ts_event, int64_t ts_receive) {
+    int operational = m[0] == 'O';
+    uint32_t memory = (uint32_t)symbol->last[0];
+    enum tk_state state, told = m[1] == 'T' ? TK_TRADING : m[1] == 'H' ? TK_HALTED : m[1] == 'P' ? TK_PAUSED
+                                : m[1] == 'O' ? TK_AUCTION : TK_UNKNOWN;
+    if (operational && m[1] != 'O' && m[1] != 'N') { sink_refuse(&s->sink, TK_BAD_VALUE); return; }
+    state = operational ? state_operational(&memory, s->epoch, m[1] == 'O') : state_said(&memory, s->epoch, told);
+    symbol->last[0] = memory;
+    struct tk_said text;
+    struct tk_record *record = sink_trading_status(&s->sink, &text, state, "IEX ", symbol->id, ts_event, ts_receive);
+    record->source_sequence = s->end - s->left;
+    said_code(&text, operational ? "operational " : "", m + 1, 1);
+    if (operational) return;
+    said_code(&text, ", reason ", m + 18, 4);
+    if (state != told) said(&text, ", operational halt", 18);
+}
+
 /* One message. TK_MISS asks for its symbol and changes nothing; anything else consumes it. */
 static inline enum tk_stop iex_message(struct iex *s, const uint8_t *m, size_t size, int64_t ts_receive) {
     struct tk_sink *sink = &s->sink;
@@ -88,9 +113,9 @@ static inline enum tk_stop iex_message(struct iex *s, const uint8_t *m, size_t s
         sink_refuse(sink, !size ? TK_TRUNCATED : wanted ? TK_BAD_LENGTH : TK_UNKNOWN_TYPE);
         return TK_DONE;
     }
-    const struct tk_symbol *symbol = NULL;
+    struct tk_symbol *symbol = NULL;
     switch (m[0]) {
-    case 'Q': case 'T': case 'B': case 'X': case '8': case '5': {
+    case 'Q': case 'T': case 'B': case 'X': case '8': case '5': case 'H': case 'O': {
         uint64_t key[4] = {le64(m + 10), 0, 0, 0};
         symbol = symbols_find(&s->symbols, key);
         if (!symbol) return TK_MISS;
@@ -125,6 +150,7 @@ static inline enum tk_stop iex_message(struct iex *s, const uint8_t *m, size_t s
         set_trade(record, iex_price(m + 18), 0.0, 0, TK_SIDE_NONE);
         record->tick.condition[0] = (char)m[1];
         break;
+    case 'H': case 'O': iex_status(s, symbol, m, ts_event, ts_receive); break;
     default: {
         uint32_t shares = le32(m + 18);
         record = sink_next(sink, TK_TYPE_LEVEL2, symbol->id, ts_event, ts_receive);
@@ -151,6 +177,7 @@ static struct iex_stream *iex_stream_of(struct iex *s, uint64_t key) {
             s->doubt = 0;
             break;
         }
+    s->epoch++;
     return stream;
 }
 
@@ -172,6 +199,7 @@ static int iex_segment(struct iex *s, const uint8_t *p, size_t size, int64_t ts_
     if (stream->expected && first > stream->expected) {
         sink_gap(sink, le32(p + 8), stream->expected, first, TK_NO_INSTRUMENT, (int64_t)le64(p + 32), ts_receive);
         s->doubt = 1;
+        s->epoch++;
     }
     if (stream->expected && first < stream->expected) {
         s->skip = stream->expected - first < count ? stream->expected - first : count;
@@ -179,6 +207,7 @@ static int iex_segment(struct iex *s, const uint8_t *p, size_t size, int64_t ts_
     }
     if (first + count > stream->expected) stream->expected = first + count;
     s->left = count;
+    s->end = first + count;
     return 1;
 }
 

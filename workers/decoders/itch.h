@@ -10,12 +10,15 @@
  *   U replace                   -> level2 DELETE of the old order, ADD of the new one
  *   P non-displayed, Q cross    -> trade (a cross of no shares makes none)
  *   B broken trade              -> trade flagged CORRECTED; the message names only the match number: price is NaN
- *   S R H Y L V W K J h I N O   -> counted: the record has no body for them; R, and whatever names its stock, teaches
+ *   H stock trading action      -> status: H halted, P paused, Q quote only, T trading, with the venue's reason
+ *   h operational halt          -> status: H halted; T as the trading action said last
+ *   S R Y L V W K J I N O       -> counted: the record has no body for them; R, and whatever names its stock, teaches
  *                                  the locate code
  * With `book`: after what changed the best prices, their sizes or counts, a quote of them (source_sequence: the order's
  * reference), and best_bid and best_ask of level2 records. Books start empty; joined late, or after a gap, they lack orders until
  * the next start of messages: their quotes are flagged INCOMPLETE.
- * A level2 record's source_sequence is the order reference; a trade's is the match number. One message's records end with
+ * A level2 record's source_sequence is the order reference; a trade's is the match number; a status' that of its message (0
+ * where messages have no numbers). One message's records end with
  * LAST_OF_BATCH. E C X D U of an order that was not seen (a capture that starts late) are counted as "unknown order". */
 #ifndef TK_DECODERS_ITCH_H
 #define TK_DECODERS_ITCH_H
@@ -25,6 +28,7 @@
 #include "workers/decoders/orders.h"
 #include "workers/decoders/sink.h"
 #include "workers/decoders/symbols.h"
+#include "workers/decoders/trading_status.h"
 
 enum { MOLD_HEADER_BYTES = 20, MOLD_STREAMS = 64, MOLD_END_OF_SESSION = 0xFFFF };
 #define ITCH_UNKNOWN_LOCATE 0xFFFFFFFEu
@@ -46,7 +50,10 @@ struct itch {
     int64_t midnight_ns;              /* of the session day, ns since the epoch */
     int64_t day_from_ns, day_last_ns; /* receive times to which midnight_ns applies, both included */
     uint64_t skip, left;              /* messages of this packet: had before; not decoded yet */
+    uint64_t end;                     /* the number after its last message; 0 = messages have no numbers */
+    uint32_t epoch;                   /* of `status` */
     uint32_t locate[65536];           /* stock locate code -> instrument id */
+    uint32_t status[65536];           /* ... -> what was said of its trading (trading_status.h) */
 };
 
 /* Bytes of each message type, 0 = unknown. */
@@ -152,6 +159,23 @@ static void itch_order(struct itch *s, const uint8_t *m, int64_t ts_event, int64
     itch_quote(s, was.instrument_id, ts_event, ts_receive, m[0] == 'U' ? be64(m + 19) : was.reference);
 }
 
+/* H and h: whether the instrument is traded. */
+static void itch_status(struct itch *s, uint32_t id, const uint8_t *m, int64_t ts_event, int64_t ts_receive) {
+    int operational = m[0] == 'h';
+    uint8_t code = m[operational ? 20 : 19];
+    uint32_t *memory = &s->status[be16(m + 1)];
+    enum tk_state state, told = code == 'T' ? TK_TRADING : code == 'H' ? TK_HALTED : code == 'P' ? TK_PAUSED
+                                : code == 'Q' ? TK_QUOTE_ONLY : TK_UNKNOWN;
+    if (operational && code != 'H' && code != 'T') { sink_refuse(&s->sink, TK_BAD_VALUE); return; }
+    state = operational ? state_operational(memory, s->epoch, code == 'H') : state_said(memory, s->epoch, told);
+    struct tk_said text;
+    struct tk_record *record = sink_trading_status(&s->sink, &text, state, "ITCH ", id, ts_event, ts_receive);
+    record->source_sequence = s->end ? s->end - s->left : 0;
+    said_code(&text, operational ? "operational " : "", &code, 1);
+    said_code(&text, operational ? ", market " : ", reason ", m + (operational ? 19 : 21), operational ? 1 : 4);
+    if (!operational && state != told) said(&text, ", operational halt", 18);
+}
+
 /* One message. TK_MISS asks for its symbol and changes nothing; anything else consumes it. */
 static inline enum tk_stop itch_message(struct itch *s, const uint8_t *m, size_t size, int64_t ts_receive) {
     struct tk_sink *sink = &s->sink;
@@ -168,6 +192,7 @@ static inline enum tk_stop itch_message(struct itch *s, const uint8_t *m, size_t
         uint64_t key[4] = {le64(m + at), 0, 0, 0};
         const struct tk_symbol *symbol = symbols_find(&s->symbols, key);
         if (!symbol) return TK_MISS;
+        if (symbol->id != id) s->status[locate] = 0;
         s->locate[locate] = id = symbol->id;
     }
     sink->counts->messages[m[0]]++;
@@ -201,8 +226,10 @@ static inline enum tk_stop itch_message(struct itch *s, const uint8_t *m, size_t
             itch_trade(s, id, ts_event, ts_receive, NAN, 0.0, be64(m + 11), TK_SIDE_NONE)->flags |= TK_FLAG_CORRECTED;
         else sink_refuse(sink, TK_NO_SYMBOL);
         break;
+    case 'H': case 'h': itch_status(s, id, m, ts_event, ts_receive); break;
     case 'S':
         if (m[11] == 'O') {  /* start of messages: a new day, references start again */
+            s->epoch++;
             orders_clear(&s->orders);
             books_clear(&s->books);
             s->doubt = 0;
@@ -248,6 +275,7 @@ static int mold_packet(struct itch *s, const uint8_t *p, size_t size, int64_t ts
     if (stream->expected && first > stream->expected) {
         sink_gap(sink, mold_session_number(p), stream->expected, first, TK_NO_INSTRUMENT, ts_receive, ts_receive);
         s->doubt = 1;
+        s->epoch++;
     }
     if (stream->expected && first < stream->expected) {
         s->skip = stream->expected - first < count ? stream->expected - first : count;
@@ -255,6 +283,7 @@ static int mold_packet(struct itch *s, const uint8_t *p, size_t size, int64_t ts
     }
     if (first + count > stream->expected) stream->expected = first + count;
     s->left = count;
+    s->end = first + count;
     return 1;
 }
 

@@ -10,12 +10,13 @@
  *   4 executed, 5 hidden order executed -> trade; the aggressor is on the other side. 6 cross -> trade without side
  *   1 new, 2 reduced, 3 deleted, 4      -> level2 of what differs from the line before; the last one LAST_OF_BATCH
  *   best price or size changed          -> quote, before the levels
- *   7 trading halt                      -> counted
+ *   7 trading halt, its price says what -> status: -1 halted, 0 quote only, 1 trading
  * The first line is a snapshot: CLEAR, then ADD. source_sequence is the order id. */
 #ifndef TK_DECODERS_LOBSTER_H
 #define TK_DECODERS_LOBSTER_H
 
 #include "workers/decoders/tick_lines.h"
+#include "workers/decoders/trading_status.h"
 
 enum { LOBSTER_MAX_LEVELS = 512 };
 #define LOBSTER_ABSENT INT64_C(9999999999)
@@ -55,6 +56,15 @@ static void lobster_trade(struct lobster *s, const struct lobster_event *event) 
     record->source_sequence = (uint64_t)event->order;
     if (event->type == '5') memcpy(record->tick.condition, "hidden", 6);
     if (event->type == '6') memcpy(record->tick.condition, "cross", 5);
+}
+
+static void lobster_status(struct lobster *s, const struct lobster_event *event) {
+    enum tk_state state = event->price == -1 ? TK_HALTED : event->price == 0 ? TK_QUOTE_ONLY
+                          : event->price == 1 ? TK_TRADING : TK_UNKNOWN;
+    struct tk_said text;
+    sink_trading_status(&s->sink, &text, state, "LOBSTER 7", s->id, event->ts_event, 0);
+    if (state == TK_HALTED) said(&text, ", price -1", 10);
+    else if (state != TK_UNKNOWN) said_number(&text, ", price ", (uint32_t)event->price);
 }
 
 static double lobster_best(const struct lobster *s, unsigned side) {
@@ -144,6 +154,7 @@ static void lobster_line(struct lobster *s, struct tk_span line) {
     event.ts_event = s->midnight_ns + seconds * 1000000000 + fraction;
     s->sink.counts->messages[event.type]++;
     if (type >= 4 && type <= 6) lobster_trade(s, &event);
+    if (type == 7) lobster_status(s, &event);
     uint64_t before = s->sink.counts->records[TK_TYPE_LEVEL2];
     if (!s->levels) {
         s->levels = levels;

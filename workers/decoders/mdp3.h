@@ -13,7 +13,9 @@
  *   38 52 69 snapshot       -> CLEAR and ADDs flagged SNAPSHOT, unless it says nothing new of a book that is whole
  *   44 53 order snapshot    -> the same of orders with `orders`; CLEAR with the first chunk
  *   27 29 41 54-58 63       -> definitions: the symbol and market depth of a security id
- *   33-35 37 49-51 66 67    -> counted; so are 15 16 30 39 59-62 68, and 12 (heartbeat)
+ *   30 security status      -> status of trading of an instrument; of a group: one without an instrument that names it, then
+ *                              one for each of its instruments that anything was said of. source_sequence is the packet's
+ *   33-35 37 49-51 66 67    -> counted; so are 15 16 39 59-62 68, and 12 (heartbeat)
  *
  * Levels of implied books (E, F) and of w, x stay out. Numbers are followed for each port; lower numbers of later packets
  * begin a new loop (snapshots, definitions) or week. Quotes (`book`) come with what ends an event's quotes and are flagged
@@ -25,12 +27,13 @@
 #include "workers/decoders/frames.h"
 #include "workers/decoders/sink.h"
 #include "workers/decoders/symbols.h"
+#include "workers/decoders/trading_status.h"
 
 enum { MDP3_PACKET_BYTES = 12, MDP3_HEAD_BYTES = 10, MDP3_SCHEMA = 1, MDP3_STREAMS = 64, MDP3_TEMPLATES = 70,
        MDP3_OTHER = 255, MDP3_DEPTH = 10, MDP3_TOUCHED = 256, MDP3_ENTRIES = 256, MDP3_SYMBOL_AT = 35, MDP3_SYMBOL_BYTES = 20,
-       MDP3_SECURITY_AT = 55 };
+       MDP3_SECURITY_AT = 55, MDP3_GROUP_AT = 23, MDP3_GROUP_BYTES = 6, MDP3_STATUS_ROOT = 30 };
 enum { MDP3_LAST_QUOTE = 0x04, MDP3_END = 0x80 };  /* match event indicator */
-enum mdp3_kind { MDP3_UNKNOWN, MDP3_COUNTED, MDP3_HEARTBEAT, MDP3_RESET, MDP3_DEFINITION, MDP3_STATISTICS, MDP3_BOOK,
+enum mdp3_kind { MDP3_UNKNOWN, MDP3_COUNTED, MDP3_HEARTBEAT, MDP3_RESET, MDP3_DEFINITION, MDP3_STATUS, MDP3_STATISTICS, MDP3_BOOK,
                  MDP3_TRADE, MDP3_ORDERS, MDP3_SNAPSHOT, MDP3_ORDER_SNAPSHOT };
 
 /* Bytes of root and entry that must be there, and where in an entry things stand. */
@@ -40,7 +43,8 @@ struct mdp3_layout {
 
 /* Columns: kind, root, entry, price, size, wide, security, report, orders, level (or trade id), action, type (or aggressor). */
 static const struct mdp3_layout mdp3_layouts[MDP3_TEMPLATES] = {
-    [4] = {MDP3_RESET, 9}, [12] = {MDP3_HEARTBEAT}, [15] = {MDP3_COUNTED}, [16] = {MDP3_COUNTED}, [30] = {MDP3_COUNTED},
+    [4] = {MDP3_RESET, 9}, [12] = {MDP3_HEARTBEAT}, [15] = {MDP3_COUNTED}, [16] = {MDP3_COUNTED},
+    [30] = {MDP3_STATUS, MDP3_STATUS_ROOT},
     [39] = {MDP3_COUNTED}, [59] = {MDP3_COUNTED}, [60] = {MDP3_COUNTED}, [61] = {MDP3_COUNTED}, [62] = {MDP3_COUNTED},
     [68] = {MDP3_COUNTED},
     [27] = {MDP3_DEFINITION, 59}, [29] = {MDP3_DEFINITION, 59}, [41] = {MDP3_DEFINITION, 59}, [54] = {MDP3_DEFINITION, 59},
@@ -78,6 +82,9 @@ struct mdp3 {
     unsigned streams, replace, channels, touched_count;  /* channels: streams that carry increments */
     int book, orders;           /* quotes of the best prices; level2 of orders instead of prices */
     int mapped;                 /* the shell has taken this definition */
+    int listed;                 /* the shell has listed the instruments of this status' group in `group` */
+    uint32_t *group;            /* instruments */
+    size_t group_count;
     uint64_t epoch, all_whole;  /* grows with each gap; books were whole then, all of them */
 };
 
@@ -379,9 +386,29 @@ static void mdp3_reset(struct mdp3 *s, int64_t ts_event, int64_t ts_receive) {
     mdp3_quotes(s, ts_event, ts_receive);
 }
 
+/* 30: SecurityGroup at 8, Asset at 14 (6 bytes each), SecurityID at 20, status, halt reason and event (u8) at 27. The group's are
+ * listed by now. */
+static void mdp3_status(struct mdp3 *s, const uint8_t *root, uint32_t packet, int64_t ts_event, int64_t ts_receive) {
+    enum tk_state state = root[27] == UINT8_MAX ? TK_NO_CHANGE : state_of_fix326(root[27]);
+    if (state == TK_NO_CHANGE) return;
+    int of_one = le32(root + 20) != INT32_MAX;
+    const struct tk_symbol *symbol = of_one ? mdp3_symbol(s, root + 20) : NULL;
+    if (of_one && symbol->id == TK_REFUSED) { sink_refuse(&s->sink, TK_BAD_SYMBOL); return; }
+    for (size_t i = 0; i <= (of_one ? 0 : s->group_count); i++) {
+        uint32_t id = of_one ? symbol->id : i ? s->group[i - 1] : TK_NO_INSTRUMENT;
+        struct tk_said text;
+        struct tk_record *record = sink_trading_status(&s->sink, &text, state, "CME ", id, ts_event, ts_receive);
+        record->source_sequence = packet;
+        said_number(&text, "", root[27]);
+        if (!of_one) said_code(&text, ", group ", root + 8, MDP3_GROUP_BYTES);
+        if (root[28] != UINT8_MAX) said_number(&text, ", reason ", root[28]);
+        if (root[29] && root[29] != UINT8_MAX) said_number(&text, ", event ", root[29]);
+    }
+}
+
 static inline uint64_t mdp3_made(const struct mdp3 *s) { return (uint64_t)s->sink.count + s->sink.spare_count; }
 
-/* One message that lies whole in its packet. TK_MISS and TK_MAPPING change nothing; anything else consumes it. */
+/* One message that lies whole in its packet. TK_MISS, TK_MAPPING and TK_SLOW change nothing; anything else consumes it. */
 static enum tk_stop mdp3_message(struct mdp3 *s, const uint8_t *p, size_t begin, size_t end, int64_t ts_receive) {
     struct tk_sink *sink = &s->sink;
     const uint8_t *m = p + begin, *root = m + MDP3_HEAD_BYTES;
@@ -404,6 +431,9 @@ static enum tk_stop mdp3_message(struct mdp3 *s, const uint8_t *p, size_t begin,
     if (layout->kind == MDP3_DEFINITION && !s->mapped) return TK_MAPPING;
     if (layout->kind == MDP3_SNAPSHOT || (layout->kind == MDP3_ORDER_SNAPSHOT && s->orders)) {
         if (!mdp3_symbol(s, root + 8)) return TK_MISS;
+    } else if (layout->kind == MDP3_STATUS) {
+        if (le32(root + 20) != INT32_MAX ? !mdp3_symbol(s, root + 20) : !s->listed)
+            return le32(root + 20) != INT32_MAX ? TK_MISS : TK_SLOW;
     } else if (layout->kind == MDP3_TRADE || layout->kind == MDP3_BOOK || (layout->kind == MDP3_ORDERS && s->orders)) {
         for (unsigned i = 0; i < group.count; i++) {
             const uint8_t *e = group.entry + (size_t)i * group.length;
@@ -411,9 +441,10 @@ static enum tk_stop mdp3_message(struct mdp3 *s, const uint8_t *p, size_t begin,
             if (!mdp3_symbol(s, e + layout->security)) return TK_MISS;
         }
     }
-    s->mapped = 0;
+    s->mapped = s->listed = 0;
     sink->counts->messages[code]++;
     if (layout->kind == MDP3_HEARTBEAT) sink->counts->heartbeats++;
+    if (layout->kind == MDP3_STATUS) mdp3_status(s, root, le32(p), (int64_t)le64(root), ts_receive);
     if (layout->kind < MDP3_STATISTICS && layout->kind != MDP3_RESET) return TK_DONE;
     int64_t ts_event = (int64_t)le64(root);
     uint64_t before = mdp3_made(s);

@@ -12,7 +12,9 @@
  *   2A 2B 30 trade              -> trade with a hidden order; its side says nothing (always B)
  *   97 unit clear               -> level2 CLEAR of each instrument of the unit
  *   20 time, 2E symbol mapping  -> no record: they teach the unit's second, and the instrument of an option's feed symbol
- *   2C 2D 31 95 96 98           -> counted: the record has no body for them; a trade break names no instrument
+ *   31 trading status           -> status: H S halted (by all, by this exchange), Q quote only, A R auction, T trading;
+ *                                  source_sequence is the number of its message in the unit
+ *   2C 2D 95 96 98              -> counted: the record has no body for them; a trade break names no instrument
  *
  * The whole second counts from the venue's midnight, wherever that is: midnight is the quarter of an hour next to receive time
  * less second (of option `date`, if given, New York's). A unit whose second was not told yet, or may have been missed in a
@@ -26,6 +28,7 @@
 #include "workers/decoders/orders.h"
 #include "workers/decoders/sink.h"
 #include "workers/decoders/symbols.h"
+#include "workers/decoders/trading_status.h"
 
 enum { PITCH_HEADER_BYTES = 8, PITCH_UNITS = 1024, PITCH_PROBES = 32, PITCH_OSI_BYTES = 21 };
 static const int64_t PITCH_SECOND_NS = 1000000000, PITCH_SILENCE_NS = 3600000000000, PITCH_QUARTER_NS = 900000000000;
@@ -50,6 +53,7 @@ struct pitch {
     int fixed_day;              /* midnight_ns was given; 0 = follows the receive time */
     int64_t midnight_ns;
     uint64_t skip, left;        /* messages of this packet: had before; not decoded yet */
+    uint64_t end;               /* the number after its last message; 0 = they have no numbers */
     struct pitch_unit *current; /* of this packet */
     uint64_t mapped[4], mapped_hash;  /* TK_MAPPING: the feed symbol, and the name it shall have */
     uint8_t mapped_name[PITCH_OSI_BYTES];
@@ -103,8 +107,9 @@ static inline void pitch_second(const struct pitch *s, struct pitch_unit *unit, 
     unit->timed = 1;
 }
 
-/* A symbol of 6 or 8 bytes, padded with spaces, as a key. */
+/* A symbol of 6 or 8 bytes, padded with spaces, as a key. Options have 6 and two reserved ones where equities have 8. */
 static inline uint64_t pitch_symbol(const uint8_t *p, unsigned size) {
+    if (size == 8 && p[6] <= ' ' && p[7] <= ' ') size = 6;
     return size == 8 ? le64(p) : (uint64_t)le16(p + 4) << 32 | le32(p) | 0x2020000000000000u;
 }
 
@@ -241,6 +246,15 @@ static int pitch_map(struct pitch *s, uint32_t id) {
     return 1;
 }
 
+static void pitch_status(struct pitch *s, uint32_t id, uint8_t code, int64_t ts_event, int64_t ts_receive) {
+    enum tk_state state = code == 'T' ? TK_TRADING : code == 'H' || code == 'S' ? TK_HALTED : code == 'Q' ? TK_QUOTE_ONLY
+                          : code == 'A' || code == 'R' ? TK_AUCTION : TK_UNKNOWN;
+    struct tk_said text;
+    struct tk_record *record = sink_trading_status(&s->sink, &text, state, "PITCH ", id, ts_event, ts_receive);
+    record->source_sequence = s->end ? s->end - s->left : 0;
+    said_code(&text, "", &code, 1);
+}
+
 /* One message of `size` bytes. TK_MISS and TK_MAPPING ask for its symbol and change nothing; anything else consumes it. */
 static inline enum tk_stop pitch_message(struct pitch *s, const uint8_t *m, size_t size, int64_t ts_receive) {
     struct tk_sink *sink = &s->sink;
@@ -254,6 +268,7 @@ static inline enum tk_stop pitch_message(struct pitch *s, const uint8_t *m, size
     case 0x21: case 0x2A: symbol_at = 19; break;
     case 0x22: case 0x2B: symbol_at = 17; break;
     case 0x2F: case 0x30: symbol_at = 19; symbol_size = 8; break;
+    case 0x31: symbol_at = 6; symbol_size = 8; break;
     case 0x2E:
         if (pitch_mapping(s, m) == TK_MAPPING) return TK_MAPPING;
         break;
@@ -265,12 +280,16 @@ static inline enum tk_stop pitch_message(struct pitch *s, const uint8_t *m, size
         struct tk_symbol *symbol = symbols_find(&s->symbols, key);
         if (!symbol) return TK_MISS;
         id = symbol->id;
-        symbol->last[0] = (uint64_t)(s->current - s->unit) + 1;
+        if (m[1] != 0x31) symbol->last[0] = (uint64_t)(s->current - s->unit) + 1;
     }
     sink->counts->messages[m[1]]++;
     if (symbol_at && id == TK_REFUSED) return sink_refuse(sink, TK_BAD_SYMBOL), TK_DONE;
     int64_t ts_event = pitch_time(s->current, le32(m + 2), ts_receive);
     s->touched = NULL;
+    if (m[1] == 0x31) {
+        pitch_status(s, id, m[14], ts_event, ts_receive);
+        return TK_DONE;
+    }
     if (symbol_at) {
         int is_short = symbol_at == 17;
         uint32_t shares = is_short ? le16(m + 15) : le32(m + 15);
@@ -326,6 +345,7 @@ static int pitch_packet(struct pitch *s, const uint8_t *p, const struct tk_frame
     struct pitch_unit *unit = s->current = pitch_unit_of(s, frame->port, p[3]);
     if (!count) sink->counts->heartbeats++;  /* names the next sequence number */
     s->left = count;
+    s->end = first ? first + count : 0;
     if (!first) return 1;  /* not of the unit's numbering */
     if (unit->expected && first < unit->expected && pitch_clock(frame->ts_receive) && pitch_clock(unit->last_ns) &&
         frame->ts_receive - unit->last_ns > PITCH_SILENCE_NS) {

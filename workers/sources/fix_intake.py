@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from shm.layout import RECORD, Flag, Source, StatusCode
+from shm.layout import RECORD, Flag, RecordType, Source, StatusCode
 from shm.ring import status_record
 from workers.decoders._fix import FixDecoder, FixReader
 from workers.errors import DecodeError
@@ -339,14 +339,15 @@ class FixIntake:
     def _heed(self, records: np.ndarray, now_ns: int) -> int:
         """Fresh records; how many there are without those that are in the ring."""
         records = self._place.without_published(records)
-        if not len(records):
-            return 0
+        market = np.flatnonzero(records["record_type"] != RecordType.STATUS)
+        if not len(market):
+            return len(records)
         if self._gap_before:
             self._gap_before = False
-            records["flags"][:1] |= np.uint16(Flag.GAP_BEFORE)
+            records["flags"][market[:1]] |= np.uint16(Flag.GAP_BEFORE)
         if not self._delivered and (records["flags"] & np.uint16(Flag.BACKFILLED) == 0).any():
             self._delivered = self.was_up = True  # what is sent again says nothing of the subscription
-        self._owner.heard(records, now_ns)
+        self._owner.heard(records[market], now_ns)
         return len(records)
 
     def _tell(self, told: Told, out: np.ndarray, count: int, now_ns: int) -> int:

@@ -12,6 +12,9 @@ Bounded throughout, losses counted: the kernel drops what finds the socket's buf
 packets wait behind holes, then the oldest hole is given up (`overflows`); a hole waits gap_wait_ms for the other line,
 then for the re-request server (workers/arbitration.py), then it is a GAP record with the exact numbers.
 
+A feed that begins in the middle of a session takes what comes from then on, or, with `join = "start"`, has the server
+send everything from message 1 first (workers/sources/multicast_join.py): books are whole then.
+
 A killed worker's successor knows from the status block what number was next: what was sent meanwhile is one hole, asked
 for where there is a server and reported where there is none. Only a worker that is killed between publishing and its
 next poll (which follows at once) may have its successor ask for, or report, what the last poll had published already.
@@ -22,6 +25,7 @@ from __future__ import annotations
 import logging
 import selectors
 import struct
+from collections import deque
 from collections.abc import Callable
 from typing import Annotated, Any, Final, Literal
 
@@ -35,6 +39,7 @@ from workers._arbitration import MAX_LINES, PROTOCOLS, Arbiter
 from workers.arbitration import MOLD_SESSION_BYTES, HolePolicy, Recovery
 from workers.errors import SettingsError, SourceError
 from workers.source import SourceContext, read_options
+from workers.sources.multicast_join import Join, Run
 from workers.sources.multicast_lines import (
     Line,
     LineOptions,
@@ -56,8 +61,11 @@ IDLE_NS: Final = 100_000_000  # a look without a wake-up: counters, what the ker
 REPORT_EVERY_NS: Final = 250_000_000  # lines' counters
 REREQUEST_RCVBUF_BYTES: Final = 1 << 20
 _FRAMING: Final = {"mold-itch50": "mold", "iex-tops": "iex-tops", "iex-deep": "iex-deep"}
-_TOTALS: Final = ("lost", "held", "overflows", "sessions_over", "requests", "unanswered", "silent_lines")
-_LEVELS: Final = ("held", "silent_lines")  # of the totals: what is now, not what has been so far
+_TOTALS: Final = (
+    *("lost", "held", "overflows", "sessions_over", "requests", "unanswered", "silent_lines"),
+    *("joining", "joined", "put_off"),
+)
+_LEVELS: Final = ("held", "silent_lines", "joining")  # of the totals: what is now, not what has been so far
 SILENT_NS: Final = 5_000_000_000  # a line without packets for so long while another has them
 _LINE_COUNTERS: Final = ("packets", "duplicates", "late", "missing", "won", "refused", "last_ns")
 
@@ -75,6 +83,7 @@ class MulticastOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     rerequest_timeout_ms: Annotated[float, Meta(gt=0, le=60_000)] = 100.0  # for an answer
     rerequest_retries: Annotated[int, Meta(ge=0, le=100)] = 3  # after the first request
     rerequest_per_s: Annotated[float, Meta(gt=0, le=1e5)] = 100.0  # requests at most
+    join: Literal["now", "start"] = "now"  # of a session that has begun: from now on, or from its first message
     book: bool = True  # make quotes from orders or price levels
 
 
@@ -90,6 +99,8 @@ class MulticastSource:
         server = check_host(spec.name, options.rerequest) if options.rerequest else None
         if server and options.protocol != "mold-itch50":
             raise SettingsError(f"feed {spec.name}: options.rerequest: {options.protocol} has no re-requests over UDP")
+        if options.join == "start" and server is None:
+            raise SettingsError(f'feed {spec.name}: options.join is "start": needs options.rerequest, a server to ask')
         if options.window * options.max_datagram > MAX_WINDOW_BYTES:
             raise SettingsError(
                 f"feed {spec.name}: options.window times options.max_datagram is "
@@ -108,7 +119,11 @@ class MulticastSource:
             window=options.window,
             batch=BATCH * (len(lines) + (server is not None)),
             slot_bytes=options.max_datagram,
+            from_start=options.join == "start",
         )
+        self._join: Join | None = None
+        self._runs: deque[Run] = deque()  # of the frames in hand, while a session is joined
+        self._in_run = False  # the decoder has one of them
         policy = HolePolicy(
             gap_wait_ns=round(options.gap_wait_ms * 1e6),
             ask=server is not None,
@@ -135,28 +150,41 @@ class MulticastSource:
                 self._tap(self._wire, lines)
             for opened in self._sockets:
                 self._selector.register(opened.fd, selectors.EVENT_READ)
-            self._go_on_from(*self._report.position())
+            key, expected = self._report.position()
+            if options.join == "start":
+                self._join = Join(key, expected)
+            else:
+                self._go_on_from(key, expected)
         except BaseException:
             self.close()
             raise
 
     def poll(self, out: np.ndarray, now_ns: int) -> int:
         """See `Source.poll`. SourceError: a socket failed."""
-        self._report.remember(*self._done)
+        key, expected = self._done
+        self._report.remember(key, expected if self._join is None else self._join.position(key, expected))
         filled = turns = 0
         while filled < len(out) and turns < TURNS:
             got = self._decoder.decode(out[filled:])
             if got:
-                filled += got
+                filled += (
+                    self._join.keep(out[filled : filled + got]) if self._in_run and self._join is not None else got
+                )
+                continue
+            if self._join is not None and self._next_run(self._join):
                 continue
             turns += 1
             self._arbiter.recycle()
             self._done = self._arbiter.position()
+            joins = self._join is not None and self._join.is_needed(self._arbiter)
             busy = self._receive(now_ns)
             self._mind_holes(now_ns)
             frames = self._arbiter.frames
             if len(frames):
-                self._decoder.feed(self._arbiter, frames)
+                if self._join is not None and (joins or self._join.is_needed(self._arbiter)):
+                    self._runs.extend(self._join.runs(self._arbiter))
+                else:
+                    self._decoder.feed(self._arbiter, frames)
             elif not busy:
                 break
         self.errors = self._decoder.errors + self._arbiter.refused
@@ -167,6 +195,15 @@ class MulticastSource:
         if not filled and turns < TURNS:
             self.next_due_ns = min(now_ns + IDLE_NS, self._holes_due_ns or now_ns + IDLE_NS)
         return len(self._selection.keep(out[:filled])) if filled else 0
+
+    def _next_run(self, join: Join) -> bool:
+        """Give the decoder the next of the frames in hand; False: there is none."""
+        self._in_run = bool(self._runs)
+        if self._in_run:
+            run = self._runs.popleft()
+            join.begin(run)
+            self._decoder.feed(run.buffer, run.frames)
+        return self._in_run
 
     def _receive(self, now_ns: int) -> bool:
         """A batch of each line, as far as there is room; False: nothing is there."""
@@ -239,6 +276,7 @@ class _Report:
         self._next_ns = 0
         self._remembered = (b"", 0)
         self._silent: set[int] = set()
+        self._joining = 0
         self._opened_ns = 0
         if self._counter is None:
             return
@@ -291,9 +329,21 @@ class _Report:
             recovery.requests,
             recovery.unanswered,
             self._count_silent(arbiter, now_ns),
+            self._count_joining(arbiter),
+            arbiter.joined,
+            arbiter.put_off,
         )
         for what, counter, total, base in zip(_TOTALS, self._totals, totals, self._base_totals, strict=True):
             counter.set(total + (0 if what in _LEVELS else base))
+
+    def _count_joining(self, arbiter: Arbiter) -> int:
+        joining = arbiter.joining
+        if joining and not self._joining:
+            log.info("%s: joins late: %d messages are asked for", self._prefix, joining)
+        elif self._joining and not joining:
+            log.info("%s: has joined; %d messages were asked for and came", self._prefix, arbiter.joined)
+        self._joining = joining
+        return joining
 
     def _count_silent(self, arbiter: Arbiter, now_ns: int) -> int:
         self._opened_ns = self._opened_ns or now_ns

@@ -1,14 +1,14 @@
 """Which of a decoder's records a feed wants: its `data_types` and `symbols`.
 
-Used by sources whose packets bring more than that. Status records always stay. Never changes a record; what is left out
-is not counted, since nobody asked for it.
+Used by sources whose packets bring more than that. Status records always stay, but trading status only of the feed's
+`symbols`. Never changes a record; what is left out is not counted, since nobody asked for it.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-from shm.layout import RECORD_SIZE_BYTES, TYPE_NAMES, RecordType
+from shm.layout import NO_INSTRUMENT, RECORD_SIZE_BYTES, TYPE_NAMES, RecordType, StatusCode
 from workers.errors import SettingsError
 from workers.source import SourceContext, nearest
 
@@ -39,7 +39,10 @@ class Selection:
         if self._types is not None:
             wanted &= self._types[batch["record_type"]]
         if self._ids is not None:
-            wanted &= np.isin(batch["instrument_id"], self._ids) | (batch["record_type"] == RecordType.STATUS)
+            of_others = (batch["record_type"] != RecordType.STATUS) | (
+                (batch["code"] == StatusCode.TRADING_STATUS) & (batch["instrument_id"] != NO_INSTRUMENT)
+            )
+            wanted &= np.isin(batch["instrument_id"], self._ids) | ~of_others
         count = int(np.count_nonzero(wanted))
         if count < len(batch):
             rows = batch.view(np.uint8).reshape(-1, RECORD_SIZE_BYTES)

@@ -216,7 +216,9 @@ class WebSocketSource:
         channel = message.channel
         rows = np.flatnonzero(records["record_type"] != RecordType.STATUS)
         if len(rows) < len(records):
-            for row in np.flatnonzero(records["record_type"] == RecordType.STATUS):
+            for row in np.flatnonzero(
+                (records["record_type"] == RecordType.STATUS) & (records["code"] == StatusCode.GAP)
+            ):
                 gap = records[row]
                 self._after_gap(message, int(gap["instrument_id"]), int(gap["to_sequence"]), now_ns)
         if not len(rows) or message.attempt != channel.attempt:

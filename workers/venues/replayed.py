@@ -156,7 +156,7 @@ class VenueReplay:
     def _look(self, records: np.ndarray, connection: int) -> None:
         """Gaps among the records of a message, and the first one after something that is missing."""
         status = records["record_type"] == RecordType.STATUS
-        for row in np.flatnonzero(status):
+        for row in np.flatnonzero(status & (records["code"] == StatusCode.GAP)):
             gap = records[row]
             self._missing.append((int(gap["instrument_id"]), int(gap["to_sequence"])))
         if connection in self._gap_before and not status.all():
