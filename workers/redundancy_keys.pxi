@@ -1,5 +1,5 @@
-# Part of workers/_redundancy.pyx: what is known of each key and of each member, and when a record tells of an event that lies
-# beyond another.
+# Part of workers/_redundancy.pyx: the keys of a group, found by record: what is known of each and of each member, who publishes
+# it, and when a record tells of an event that lies beyond another.
 
 cdef enum:
     KINDS = 8                  # record types, 0 unused
@@ -8,13 +8,10 @@ cdef enum:
     ID_LIMIT = 1 << 24         # beyond any instrument table: such ids share one key a type
     LENGTHS = 16               # of bars of one instrument; those of further ones share a key
     BELIEVE_AFTER = 64         # trade ids behind the mark in a row: the venue has begun to count again
-    LEARNED_AFTER = 3          # answers after which a member's waits are known
 
 cdef int64_t ID_SPAN_NS = 60000000000     # a trade id says nothing about trades that are further apart than this
 cdef int64_t QUOTE_SPAN_NS = 1000000000   # nor a sequence number about quotes: it might be its connection's alone
 cdef int64_t FUTURE_NS = 5000000000       # an event time further ahead of the clock than this is no mark
-cdef double HALF_LIFE_NS = 300e9
-cdef int64_t LONGEST_PAUSE_NS = 10000000000
 
 MAX_MEMBERS = MEMBERS
 FOLLOW = FOLLOWS
@@ -22,13 +19,6 @@ FOLLOW = FOLLOWS
 cdef extern from "workers/group_book.h" nogil:
     struct group_book:
         uint8_t whole
-    int group_book_tell(group_book *book, const tk_record *record, int orders, uint64_t *slots, uint64_t limit)
-    void group_book_void(group_book *book, uint64_t *slots)
-    void group_book_close(group_book *book, uint64_t *slots)
-    uint64_t group_book_records(const group_book *book)
-    int group_book_picture(const group_book *book, tk_record *out, int before, int64_t now_ns)
-    enum:
-        SLOT_BYTES "sizeof(struct group_level)"
 
 cdef struct Pulse:             # of one member, for a key or the whole group
     int64_t heard_ns           # its last record
@@ -60,11 +50,6 @@ cdef struct Key:
     group_book **books         # of level2: by member, NULL = it has told nothing
     Pulse pulses[MEMBERS]
 
-cdef struct Backlog:
-    tk_record *records
-    uint64_t written           # since ever
-    uint64_t withheld
-
 cdef struct Trait:             # what a member is
     uint64_t slots             # of all its books
     uint16_t feed_id
@@ -72,6 +57,17 @@ cdef struct Trait:             # what a member is
     uint8_t asks               # it is polled: its pauses say nothing
     uint8_t orders             # its level2 records are single orders
     uint8_t kinds              # bit t: it has subscribed to record type t; 0 = nobody knows
+
+cdef struct Keys:
+    Key *key
+    int64_t *pending           # parallel to `key`: when a standby had its second unanswered event; 0 = never
+    uint32_t count, room
+    uint32_t owing             # keys with `pending`
+    uint32_t generation        # of the last switch
+    int active                 # the member that publishes every key that has no publisher of its own
+    uint32_t indexed           # instruments
+    uint32_t *index            # instrument id * KINDS + type -> key + 1
+    uint32_t index_none[KINDS] # the same beyond ID_LIMIT
 
 
 cdef inline uint64_t venue_of(const tk_record *record) noexcept nogil:
@@ -106,12 +102,107 @@ cdef inline bint beyond(const tk_record *record, int64_t ts, uint64_t identity, 
     return event_ns(record) > ts
 
 
-cdef inline void learn(Pulse *pulse, int64_t wait_ns, int64_t now_ns) noexcept nogil:
-    if now_ns - pulse.learned_ns > 1000000000:
-        if pulse.longest_ns > 0:
-            pulse.longest_ns *= exp2(-<double>(now_ns - pulse.learned_ns) / HALF_LIFE_NS)
-        pulse.learned_ns = now_ns
-    if wait_ns > pulse.longest_ns:
-        pulse.longest_ns = <double>wait_ns
-    if pulse.answers < LEARNED_AFTER:
-        pulse.answers += 1
+cdef inline int owner_of(const Keys *keys, const Key *key) noexcept nogil:
+    """The member that publishes it."""
+    return key.active if key.active != FOLLOWS else keys.active
+
+
+cdef inline Key *find_key(Keys *keys, const tk_record *record) noexcept nogil:
+    """The record's key, made when first met, whereby others may move in memory; NULL = no memory. Hot."""
+    cdef uint32_t kind = record.record_type & (KINDS - 1)
+    cdef uint32_t *entry
+    if record.instrument_id < ID_LIMIT:
+        if record.instrument_id >= keys.indexed and not grow_index(keys, record.instrument_id):
+            return NULL
+        entry = &keys.index[<size_t>record.instrument_id * KINDS + kind]
+    else:
+        entry = &keys.index_none[kind]
+    if entry[0] == 0 and not make_key(keys, entry, record, <uint8_t>kind):
+        return NULL
+    if kind == TK_TYPE_BAR and keys.key[entry[0] - 1].interval_s != record.bar.interval_s:
+        return find_length(keys, entry[0] - 1, record)
+    return &keys.key[entry[0] - 1]
+
+
+cdef bint grow_index(Keys *keys, uint32_t instrument_id) noexcept nogil:
+    """Room for the instrument; False = no memory."""
+    cdef uint32_t wanted = keys.indexed if keys.indexed else 256
+    cdef uint32_t *grown
+    while wanted <= instrument_id:
+        wanted *= 2
+    grown = <uint32_t *>realloc(keys.index, <size_t>wanted * KINDS * sizeof(uint32_t))
+    if grown == NULL:
+        return False
+    memset(grown + <size_t>keys.indexed * KINDS, 0, <size_t>(wanted - keys.indexed) * KINDS * sizeof(uint32_t))
+    keys.index = grown
+    keys.indexed = wanted
+    return True
+
+
+cdef Key *find_length(Keys *keys, uint32_t at, const tk_record *record) noexcept nogil:
+    """The key of a bar, behind the one of another length."""
+    cdef uint32_t made = 0
+    cdef int lengths = 1
+    while keys.key[at].longer and keys.key[at].interval_s != record.bar.interval_s:
+        at = keys.key[at].longer - 1
+        lengths += 1
+    if keys.key[at].interval_s == record.bar.interval_s or lengths == LENGTHS:
+        return &keys.key[at]
+    if not make_key(keys, &made, record, TK_TYPE_BAR):
+        return NULL
+    keys.key[at].longer = made
+    return &keys.key[made - 1]
+
+
+cdef bint make_key(Keys *keys, uint32_t *entry, const tk_record *record, uint8_t kind) noexcept nogil:
+    """A new key for the record; its number + 1 goes into `entry`. False = no memory."""
+    cdef uint32_t room
+    cdef void *grown
+    cdef Key *key
+    if keys.count == keys.room:
+        room = keys.room * 2 if keys.room else 64
+        grown = realloc(keys.key, room * sizeof(Key))
+        if grown == NULL:
+            return False
+        keys.key = <Key *>grown
+        grown = realloc(keys.pending, room * sizeof(int64_t))
+        if grown == NULL:
+            return False
+        keys.pending = <int64_t *>grown
+        keys.room = room
+    key = &keys.key[keys.count]
+    memset(key, 0, sizeof(Key))
+    key.mark_ts = key.fence_ts = key.fresh_ts = key.lost_ts = INT64_MIN
+    key.instrument_id = record.instrument_id
+    key.kind = kind
+    key.interval_s = record.bar.interval_s if kind == TK_TYPE_BAR else 0
+    key.active = FOLLOWS
+    keys.pending[keys.count] = 0
+    keys.count += 1
+    entry[0] = keys.count
+    return True
+
+
+cdef inline void move_mark(Key *key, const tk_record *record, int64_t now_ns) noexcept nogil:
+    """The record is published."""
+    cdef int64_t ts = event_ns(record)
+    cdef uint64_t identity = identity_of(record), venue
+    if ts > now_ns + FUTURE_NS:
+        ts = now_ns + FUTURE_NS
+    if ts > key.mark_ts:
+        key.mark_ts = ts
+    if identity == 0:
+        return
+    venue = venue_of(record)
+    if venue != key.mark_venue or identity > key.mark_id:
+        key.mark_venue, key.mark_id, key.back_run = venue, identity, 0
+        return
+    key.back_run += 1
+    if key.back_run >= BELIEVE_AFTER:
+        key.mark_id, key.back_run = identity, 0
+
+
+cdef inline void free_keys(Keys *keys) noexcept nogil:
+    free(keys.key)
+    free(keys.pending)
+    free(keys.index)
