@@ -26,7 +26,7 @@ OnProgress = Callable[[float], None]
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Options of `tickengine replay-info`."""
-    from workers.decoders.capture import OPTIONS
+    from workers.decoders.capture_options import OPTIONS
     from workers.decoders.detection import FORMATS, PROTOCOLS
 
     add = parser.add_argument
@@ -50,7 +50,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Describe each file."""
-    from workers.decoders.capture import OPTIONS
+    from workers.decoders.capture_options import OPTIONS
     from workers.errors import SettingsError
 
     options = {name: _SWITCHES.get(getattr(args, name), getattr(args, name)) for name in OPTIONS}

@@ -11,8 +11,8 @@ key, never the key.
 
     take    place[head % 4096] := now, then head := head + 1     killed in between: nothing taken, nothing asked
 
-Called by workers/sources/polled.py from the ingest worker's loop: nothing here waits. A lock that somebody else holds
-is tried again a little later; those who hold it do so for some microseconds. Time is passed in.
+Called by workers/sources/polled_requests.py from the ingest worker's loop: nothing here waits. A lock that somebody
+else holds is tried again a little later; those who hold it do so for some microseconds. Time is passed in.
 """
 
 from __future__ import annotations

@@ -270,7 +270,7 @@ def test_two_feeds_of_one_key_share_its_budget(feeds: Callable[..., Feed]) -> No
 
         def both() -> bool:
             one.source.poll(one._out, time.time_ns())
-            return len(vendor.asked) == 3 and bool(one.source._waiting and other.source._waiting)
+            return len(vendor.asked) == 3 and bool(one.source._requests.waiting and other.source._requests.waiting)
 
         other.until(both, "three requests, and both wait")
         other.until(lambda: "3 of 3 requests used in 86400 s" in other.source.report.why, "said")

@@ -1,7 +1,7 @@
 """What a captured file is, by its first bytes and its name, and what the datagrams in a packet capture are.
 
-Called by workers/decoders/capture.py before it makes a container and a decoder. Looks at what it is given and reads
-no file.
+Called by workers/decoders/capture_input.py and decoder_choice.py, before there are a container and a decoder. Looks at
+what it is given and reads no file.
 """
 
 from __future__ import annotations

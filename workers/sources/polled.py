@@ -10,7 +10,8 @@ keep the ingest worker from its other feeds.
 
 The session (workers/session.py) is that of every live source; here it is up while answers are good. A symbol is silent
 when its answers stay away, or bring nothing new while its market is open, for several times its longest pause lately.
-Vendors are workers/sources/alpha_vantage.py, fred.py and yahoo.py.
+What is asked next, and how, is polled_requests.py's, what is to be said of it polled_monitor.py's. Vendors are
+alpha_vantage.py, fred.py and yahoo.py.
 """
 
 from __future__ import annotations
@@ -22,41 +23,31 @@ import time
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 
-from shm.errors import ShmFull
 from shm.layout import RECORD, RECORD_SIZE_BYTES, Flag, StatusCode, empty
 from shm.ring import status_record
-from shm.status import Counter
-from workers.cadence import Cadence
-from workers.decoders.observations import KeyRefused, NotServed, Observations, SlowDown, Unusable, VendorError
+from workers.decoders.observations import KeyRefused, NotServed, Observations, SlowDown, VendorError
 from workers.errors import SettingsError, SourceError
-from workers.feed_health import FeedHealth
-from workers.rate_budget import RateBudget
 from workers.session import Do, Limits, Session, State, Verdict
 from workers.source import SourceContext
 from workers.sources.api_key import ApiKey
-from workers.sources.channel import retry_after_s
 from workers.sources.market_hours import market_hours
 from workers.sources.observed import Observed
 from workers.sources.polled_loop import MAX_PAUSE_NS, PolledLoop
+from workers.sources.polled_monitor import PolledMonitor
+from workers.sources.polled_requests import PolledRequests
 from workers.sources.polled_wire import PolledWire
 from workers.sources.tls import tls_context
-from workers.sources.vendor import Job, Vendor, limits_of
+from workers.sources.vendor import Job, Vendor
 from workers.spec import FeedReport
 
 log = logging.getLogger("polled")
 
-MAX_ANSWER_BYTES: Final = 64 << 20
-LOOK_EVERY_NS: Final = 1_000_000_000
 REFUSED_RETRY_NS: Final = 3_600_000_000_000  # what the vendor does not serve is asked for again so seldom
-BUSY_WAIT_S: Final = 60.0  # HTTP 429 without Retry-After
-LONGEST_WAIT_S: Final = 86_400.0  # longer is not believed: it would be remembered for ever
-MAX_NAMED: Final = 3
 _NEVER_S: Final = 1e8  # deadlines of sessions that mean nothing here: requests have their own
-_CHUNK: Final = 1 << 16
 
 
 class Batch:
@@ -103,62 +94,45 @@ class PolledSource:
         self._clock = clock
         self._wire = PolledWire(context.wire, vendor)
         self._published = context.published
-        self.errors = 0
         self.gaps = 0
         self.bytes_received = 0
         self.position: int | None = None
         self.next_due_ns: int | None = 0
-        self.report = FeedReport(feed_id=spec.feed_id, state=State.RECOVER.value, why="not asked yet")
         if not context.folder and not context.budgets:
             raise SettingsError(f"feed {spec.name}: source {spec.source!r} needs a folder for its key's budget")
-        self._tls = tls_context(spec.name, verify=options.tls_verify, ca_file=options.ca_file)
+        tls = tls_context(spec.name, verify=options.tls_verify, ca_file=options.ca_file)
         self._hours = market_hours(spec.name, options.session)
         self._session = Session(
             random.Random(f"{spec.name} {context.epoch}"),
             limits=Limits(connect_s=_NEVER_S, first_data_s=_NEVER_S, message_s=_NEVER_S, stale_s=_NEVER_S),
             acknowledged=False,
         )
-        self._health = FeedHealth()
-        self._cadence = Cadence(
-            factor=options.stale_factor,
-            floor_s=options.stale_factor * options.poll_s,
-            is_open=self._hours.is_open if self._hours is not None else None,
-        )
+        self._monitor = PolledMonitor(spec.feed_id, vendor, self._session, self._hours, context.counter)
         self._poll_ns = round(options.poll_s * 1e9)
         self._told: deque[tuple[StatusCode, str]] = deque()
         self._batch: Batch | None = None
         self._working = True  # a request, decoding or remembering is under way
         self._may_ask = False  # the session says so
-        self._budget_due_ns = 0  # when to ask the budget again
-        self._waiting = 0  # jobs that are due and wait for it
-        self._slow = ""  # what the vendor said when it wanted us slower
-        self._memory_problem = ""
-        self._silent: list[str] = []
-        self._next_look_ns = 0
-        self._reported: tuple[Any, ...] = ()
-        self._http: Any = None
-
-        def counter(name: str) -> Counter | None:
-            try:
-                return context.counter(f"polled.{spec.feed_id}.{name}") if context.counter is not None else None
-            except ShmFull:
-                return None  # of so many feeds some do without: the report says the same in words
-
-        self._counters = {name: counter(name) for name in ("requests", "waiting", "missing", "corrected")}
-        if (waiting := self._counters["waiting"]) is not None:
-            waiting.set(0)
-        # Budgets stand beside the engines' folders: engines that share a data directory share them.
-        budgets = Path(context.budgets) if context.budgets else Path(context.folder).parent / ".budgets"
-        self._budget = RateBudget(budgets, vendor.NAME, self._key.value, limits_of(options))
+        self._requests = PolledRequests(context, vendor, self._wire, tls=tls, hours=self._hours, clock=clock)
         try:
             memory = Path(context.folder) / "observed" if context.folder else None
             self._observed = Observed(memory, f"{spec.source} {spec.name}")
         except SourceError:
-            self._budget.close()
+            self._requests.close()
             raise
         self._loop = PolledLoop()
         self.fd = self._loop.fd
         self._task = self._loop.spawn(self._recall())
+
+    @property
+    def errors(self) -> int:
+        """See `Source`."""
+        return self._monitor.errors
+
+    @property
+    def report(self) -> FeedReport:
+        """See `LiveSource`."""
+        return self._monitor.report
 
     def poll(self, out: np.ndarray, now_ns: int) -> int:
         """See `Source.poll`."""
@@ -174,22 +148,23 @@ class PolledSource:
         self._obey(self._session.tick(now_ns, expected=False), now_ns)
         self._ask_next(now_ns)
         self._loop.turn()
+        self.bytes_received = self._requests.bytes_received
         count = self._drain(out, count)
-        if now_ns >= self._next_look_ns:
+        if now_ns >= self._monitor.due_ns:
             self._look(now_ns)
             count = self._drain(out, count)
-        self._note(now_ns)
+        self._monitor.note(now_ns, self._requests)
         self.next_due_ns = self._due_ns(now_ns)
         return count
 
     def _due_ns(self, now_ns: int) -> int:
         if self._told or self._batch is not None:
             return now_ns
-        due_ns = min(self._session.due_ns, self._next_look_ns)
+        due_ns = min(self._session.due_ns, self._monitor.due_ns)
         if self._working:
             return min(due_ns, now_ns + MAX_PAUSE_NS)
-        if self._may_ask and (job := self._next_job(now_ns)) is not None:
-            due_ns = min(due_ns, max(job.due_ns, self._budget_due_ns))
+        if self._may_ask and (asks_ns := self._requests.due_ns(now_ns)) is not None:
+            due_ns = min(due_ns, asks_ns)
         return due_ns
 
     def _drain(self, out: np.ndarray, count: int) -> int:
@@ -213,27 +188,14 @@ class PolledSource:
 
     # -- asking
 
-    def _next_job(self, now_ns: int) -> Job | None:
-        """What is asked for next. While the market is closed: what was never had, and once what its close left."""
-        closed = self._hours is not None and not self._hours.is_open(now_ns)
-        jobs = (job for job in self._vendor.jobs if not closed or job.was_open or not job.answered_ns or job.offset)
-        return min(jobs, key=lambda job: job.due_ns, default=None)
-
     def _ask_next(self, now_ns: int) -> None:
-        if self._working or self._batch is not None or not self._may_ask or now_ns < self._budget_due_ns:
+        if self._working or self._batch is not None or not self._may_ask:
             return
-        job = self._next_job(now_ns)
-        if job is None or job.due_ns > now_ns:
-            self._waiting = 0
+        job = self._requests.take(now_ns)
+        if job is None:
             return
-        wait_ns = self._budget.try_take(now_ns)
-        self._budget_due_ns = now_ns + wait_ns
-        if wait_ns:
-            self._waiting = sum(job.due_ns <= now_ns for job in self._vendor.jobs)
-            return
-        self._waiting, self._slow = 0, ""
         self._working = True
-        self._count("requests")
+        self._monitor.asked()
         self._task = self._loop.spawn(self._ask(job, now_ns))
 
     async def _ask(self, job: Job, taken_ns: int) -> None:
@@ -241,7 +203,7 @@ class PolledSource:
         import aiohttp
 
         try:
-            status, body = await self._get(job)
+            status, body = await self._requests.get(job)
             now_ns = self._clock()
             self._wire.answered(job, status, body, now_ns)
             batch, found = await asyncio.to_thread(self._take, job, status, body, now_ns)
@@ -249,7 +211,7 @@ class PolledSource:
         except VendorError as error:
             self._refused(job, error, self._clock())
         except aiohttp.ClientConnectorError as error:
-            self._budget.give_back(taken_ns)
+            self._requests.unsent(taken_ns)
             self._lost(job, Verdict(self._words(error)))
         except TimeoutError:
             self._lost(job, Verdict(f"no answer within {self._vendor.options.timeout_s:g} s"))
@@ -257,37 +219,6 @@ class PolledSource:
             self._lost(job, Verdict(self._words(error)))
         finally:
             self._working = False
-
-    async def _get(self, job: Job) -> tuple[int, bytes]:
-        import aiohttp
-
-        vendor, options = self._vendor, self._vendor.options
-        if self._http is None:
-            self._http = aiohttp.ClientSession(
-                timeout=aiohttp.ClientTimeout(total=options.timeout_s),
-                connector=aiohttp.TCPConnector(ssl=self._tls if self._tls is not None else True),
-                headers={**vendor.headers, **options.headers},
-            )
-        request = vendor.request(job)
-        self._wire.asked(job, request, self._clock())
-        # A redirect would carry the key to where the vendor, or somebody in between, points.
-        async with self._http.get(request.url, params=request.query, allow_redirects=False) as answer:
-            if answer.status in (429, 503):
-                asked = answer.headers.get("Retry-After", "").strip()
-                wait_s = retry_after_s(asked, self._clock())
-                if wait_s or answer.status == 429:
-                    self._wire.answered(job, answer.status, b"", self._clock())
-                    raise SlowDown(f"HTTP {answer.status}", wait_s or BUSY_WAIT_S)
-            if 300 <= answer.status < 400:
-                self._wire.answered(job, answer.status, b"", self._clock())
-                raise Unusable(f"HTTP {answer.status}: the vendor points elsewhere, which is not followed")
-            body = bytearray()
-            async for piece in answer.content.iter_chunked(_CHUNK):
-                body += piece
-                self.bytes_received += len(piece)
-                if len(body) > MAX_ANSWER_BYTES:
-                    raise Unusable(f"an answer of more than {MAX_ANSWER_BYTES >> 20} MiB")
-            return answer.status, bytes(body)
 
     def _take(self, job: Job, status: int, body: bytes, now_ns: int) -> tuple[Batch, Observations]:
         """In the thread: decode, and leave out what was published before."""
@@ -314,32 +245,29 @@ class PolledSource:
             self._batch = batch
         job.refused, job.answered_ns = "", now_ns
         job.was_open = self._hours is not None and self._hours.is_open(now_ns)
-        self.errors += found.malformed
-        self._count("missing", found.missing)
-        self._count("corrected", int(np.count_nonzero(records["flags"] & np.uint16(Flag.CORRECTED))))
-        self._health.messages(now_ns, 1)
-        if found.malformed:
-            self._health.errors(now_ns)
+        news = bool(len(records)) or not job.moves
+        self._monitor.answered(
+            job,
+            now_ns,
+            missing=found.missing,
+            malformed=found.malformed,
+            corrected=int(np.count_nonzero(records["flags"] & np.uint16(Flag.CORRECTED))),
+            news=news,
+        )
         had = job.offset + len(found.records) + found.missing + found.malformed
         if had > job.offset and found.total > had:
             job.offset, job.due_ns = had, now_ns
         else:
             job.offset, job.due_ns = 0, now_ns + self._poll_ns
-        if len(records) or not job.moves:
-            self._cadence.heard((self._number(job),), now_ns)
         self._obey(self._session.opened(now_ns), now_ns)
-        if self._session.state is not State.STALE or len(records) or not job.moves:
+        if self._session.state is not State.STALE or news:
             self._obey(self._session.heard(now_ns), now_ns)
 
     def _refused(self, job: Job, error: VendorError, now_ns: int) -> None:
         """The vendor said something else than observations."""
         text = self._key.redact(str(error))
         if isinstance(error, SlowDown):
-            wait_s = min(error.wait_s, LONGEST_WAIT_S)
-            self._slow = f"{text}; waits {wait_s:g} s"
-            self._wire.failed(job, self._slow, now_ns)
-            self._budget.block(now_ns + round(wait_s * 1e9))
-            self._budget_due_ns = now_ns
+            self._wire.failed(job, self._requests.slow_down(text, error.wait_s, now_ns), now_ns)
             return
         if isinstance(error, KeyRefused):
             self._lost(job, Verdict(f"the key in {self._key.variable} is refused: {text}", lasting=True))
@@ -347,8 +275,7 @@ class PolledSource:
         if not isinstance(error, NotServed):
             self._lost(job, Verdict(text))
             return
-        self.errors += 1
-        self._health.errors(now_ns)
+        self._monitor.refused(now_ns)
         self._wire.failed(job, text, now_ns)
         log.warning("feed %s: %s is refused: %s", self._spec.name, job.name, text)
         job.refused, job.offset = text, 0
@@ -361,9 +288,7 @@ class PolledSource:
         now_ns = self._clock()
         self._wire.failed(job, verdict.reason, now_ns)
         job.due_ns = now_ns  # after those that are due before it
-        self.errors += 1
-        self._health.messages(now_ns, 1)
-        self._health.errors(now_ns)
+        self._monitor.lost(now_ns)
         log.warning("feed %s: %s: %s", self._spec.name, job.name, verdict.reason)
         self._obey(self._session.lost(now_ns, verdict), now_ns)
 
@@ -372,8 +297,8 @@ class PolledSource:
             if action is Do.CONNECT:
                 self._may_ask = True
             elif action is Do.CLOSE:
-                self._may_ask, self._waiting = False, 0
-                self._health.reconnected(now_ns)
+                self._may_ask, self._requests.waiting = False, 0
+                self._monitor.reconnected(now_ns)
             elif action is Do.UP:
                 self._told.append((StatusCode.FEED_UP, f"{self._vendor.NAME} delivers"))
             elif action is Do.DOWN:
@@ -421,7 +346,7 @@ class PolledSource:
         """The ring has it."""
         try:
             await asyncio.to_thread(self._observed.published, *_kept(batch))
-            self._memory_problem = ""
+            self._monitor.remembers()
         except SourceError as error:
             self._forgetful(error)
         finally:
@@ -429,89 +354,16 @@ class PolledSource:
 
     def _forgetful(self, error: Exception) -> None:
         """This process remembers, the next one may not: said in the report until it works again."""
-        self.errors += 1
-        self._memory_problem = str(error)
+        self._monitor.forgetful(str(error))
         log.error("feed %s: %s", self._spec.name, error)
 
     # -- how it is
 
     def _look(self, now_ns: int) -> None:
         """Once a second: silence, warnings."""
-        self._next_look_ns = now_ns + LOOK_EVERY_NS
-        found = self._cadence.silent(now_ns)
-        self._silent = [self._vendor.jobs[one.instrument_id].name for one in found]
-        text = ""
-        if found:
-            text = f"{self._silent[0]} silent for {found[0].silent_s:.0f} s"
-            if len(found) == len(self._cadence):
-                why = self._budget_words(now_ns) or f"{text}; {found[0].allowed_s:.0f} s would be usual"
-                self._obey(self._session.silent(now_ns, why), now_ns)
-        if self._session.state is State.LIVE:
-            for warning in self._health.warnings(now_ns, text):
-                self._told.append((StatusCode.FEED_DEGRADED, warning))
-
-    def _budget_words(self, now_ns: int) -> str:
-        """What waits for the budget, and for how long; "" = nothing does."""
-        if not self._waiting:
-            return ""
-        wait_s = max(0, self._budget_due_ns - now_ns) / 1e9
-        used = [
-            f"{count} of {limit.requests} requests used in {limit.period_s:g} s"
-            for limit in self._budget.limits
-            if (count := self._budget.used(limit, now_ns)) >= limit.requests
-        ]
-        if self._budget.blocked_until_ns() > now_ns:
-            used.append(f"the vendor wants none{': ' + self._slow if self._slow else ''}")
-        return f"{self._waiting} wait for the key's budget, {wait_s:.0f} s: {', '.join(used)}"
-
-    def _note(self, now_ns: int) -> None:
-        """Make a new report when something has changed, at most once a second."""
-        session = self._session
-        now = (session.state, session.why, self._waiting)
-        if now == self._reported and now_ns - self.report.at_ns < LOOK_EVERY_NS:
-            return
-        self._reported = now
-        if (waiting := self._counters["waiting"]) is not None:
-            waiting.set(self._waiting)
-        jobs = self._vendor.jobs
-        refused = [f"{job.name}: {job.refused}" for job in jobs if job.refused]
-        words = [session.why]
-        budget = self._budget_words(now_ns) if session.state in (State.CONNECT, State.LIVE) else ""
-        if budget:
-            words.append(budget)
-        if self._silent and session.state is State.LIVE:
-            words.append(f"silent: {_named(self._silent)}")
-        if refused and len(refused) < len(jobs):
-            words.append(f"refused: {_named(refused)}")
-        if self._memory_problem:
-            words.append(self._memory_problem)
-        served = 1.0 - len(refused) / len(jobs)
-        known = len(self._cadence)
-        share = served * (1.0 - len(self._silent) / known if known else 1.0)
-        live = session.state is State.LIVE
-        self.report = FeedReport(
-            feed_id=self._spec.feed_id,
-            state=session.state.value,
-            why="; ".join(words),
-            health_score=round(self._health.score(now_ns, delivers=live, fresh_share=share), 3),
-            degraded=live
-            and bool(refused or self._silent or self._memory_problem or self._slow or self._health.warned),
-            breaker=session.breaker.state.value,
-            retry_at_ns=session.due_ns if session.state in (State.RECOVER, State.FAILED) else 0,
-            connections=1,
-            reconnects=session.reconnects,
-            silent=len(self._silent),
-            errors=self.errors,
-            at_ns=now_ns,
-        )
-
-    def _number(self, job: Job) -> int:
-        return next(number for number, one in enumerate(self._vendor.jobs) if one is job)
-
-    def _count(self, name: str, count: int = 1) -> None:
-        found = self._counters[name]
-        if found is not None and count:
-            found.add(count)
+        if why := self._monitor.look(now_ns, self._requests):
+            self._obey(self._session.silent(now_ns, why), now_ns)
+        self._told.extend((StatusCode.FEED_DEGRADED, warning) for warning in self._monitor.warnings(now_ns))
 
     # -- the rest of a source
 
@@ -528,8 +380,8 @@ class PolledSource:
             return
         self.fd = -1
         self._session.stop(self._clock())
-        if self._http is not None:
-            self._loop.spawn(self._http.close())
+        if self._requests.connected:
+            self._loop.spawn(self._requests.hang_up())
             self._loop.turn()
         self._loop.close()
         try:
@@ -539,15 +391,10 @@ class PolledSource:
         except SourceError as error:
             self._forgetful(error)
         self._observed.close()
-        self._budget.close()
+        self._requests.close()
 
 
 def _kept(batch: Batch) -> tuple[str, np.ndarray, list[int], list[int]]:
     """What of a batch was handed out, for `Observed.published`."""
     given = batch.given
     return batch.job.name, batch.records[:given], batch.keys[:given], batch.vintages[:given]
-
-
-def _named(names: list[str]) -> str:
-    more = f" and {len(names) - MAX_NAMED} more" if len(names) > MAX_NAMED else ""
-    return ", ".join(names[:MAX_NAMED]) + more

@@ -65,7 +65,7 @@ class ReplayOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     loop: bool = False  # begin again after the last file (paced: after a second)
     max_gap_s: Annotated[float, Meta(ge=0)] = 0.0  # longer pauses in the recording are shortened to this; 0 = kept
     merge: bool = True  # several files as one stream, by time; false: one after the other, as listed
-    decoder: dict[str, Any] = {}  # options of the decoder, see workers/decoders/capture.py
+    decoder: dict[str, Any] = {}  # options of the decoder, see workers/decoders/capture_options.py
     faults: FaultOptions | str = ""  # done to raw messages before they are decoded; a table, or "drop=0.01,seed=3"
 
 

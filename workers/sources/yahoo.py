@@ -18,7 +18,7 @@ from shm.layout import RecordType, Source
 from workers.decoders import yahoo_chart
 from workers.decoders.observations import Observations
 from workers.errors import SettingsError
-from workers.source import LiveSource, SourceContext, read_options
+from workers.source import SourceContext, read_options
 from workers.sources.api_key import ApiKey
 from workers.sources.polled import PolledSource
 from workers.sources.vendor import Job, PolledOptions, Request, Requests, Seconds, check_vendor, make_jobs
@@ -97,7 +97,7 @@ class YahooCharts:
         return records["ts_event"].astype(np.int64), np.zeros(len(records), np.int64)
 
 
-def open_yahoo(context: SourceContext) -> LiveSource:
+def open_yahoo(context: SourceContext) -> WebSocketSource | PolledSource:
     """Source "yahoo": a stream, or charts if the feed's data type is bar."""
     spec = context.spec
     if "bar" not in spec.data_types:
