@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 
 from shm.layout import Flag, RecordType, Source, concatenate
+from tests.fix_capture import replayed
 from tests.fix_server import Act, FixServer, Out, trades
 from tests.system.engine_process import DEADLINE_S, EngineProcess, wait_for
 from tests.system.test_capture import captured, trade_ids
 from tests.system.test_cli import cli, start
 from tests.system.test_fix_feed import Ring
-from tests.unit.test_capture_fix import replayed
 from tests.unit.test_websocket_source import of
 from workers.decoders.protocol import FramingError, UnknownFormatError
 

@@ -9,14 +9,13 @@ from pathlib import Path
 import pytest
 
 from shm.layout import Action, Flag, RecordType, StatusCode, concatenate, empty
+from tests.feed_captures import comparable, replayed
 from tests.ibkr_capture import (
     Make,
     assert_replays_alike,
     captured_feeds,  # noqa: F401 -- a fixture
-    comparable,
     gap_before,
     ibkr_recording,  # noqa: F401 -- a fixture
-    replayed,
 )
 from tests.ibkr_feed import AAPL, BOTH, NOW_S, Feed, prices, trade
 from tests.tws_server import (

@@ -68,7 +68,8 @@ def test_two_lossy_lines_replay_to_what_they_gave(recording: Recording, protocol
         packets = [mold(2 * n + 1, [add(2 * n + 1), add(2 * n + 2)]) for n in range(PACKETS)]
     else:
         packets = [iex(2 * n + 1, [iex_trade(2 * n + 1), iex_trade(2 * n + 2)]) for n in range(PACKETS)]
-    live = Stage(protocol, log_of=recording.log_of, book=True, gap_wait_ms=200)
+    # Longer than this process may wait for a core: the live feed goes by its clock, a replay by that of the packets.
+    live = Stage(protocol, log_of=recording.log_of, book=True, gap_wait_ms=1500)
     lossy(live, packets, seed)
     deadline = time.monotonic() + 30
     while live.source._arbiter.held:  # until holes of both lines are given up

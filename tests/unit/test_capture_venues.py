@@ -1,8 +1,7 @@
 """What `capture` writes of a WebSocket feed, replayed: the same records bit for bit, whatever the venue and the losses.
 
-Left out of the comparison: `source` (REPLAY instead of WEBSOCKET), flag REPLAYED, what only a ring gives (`sequence`,
-`ts_publish`), the status records FEED_UP, FEED_DOWN and FEED_DEGRADED, which a replay does not have, and the text and
-times of the GAP that stands for the time without a connection.
+Left out of the comparison is what tests/feed_captures.py leaves out, and the text and times of the GAP that stands for
+the time without a connection.
 """
 
 from __future__ import annotations
@@ -15,7 +14,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from shm.layout import Flag, RecordType, Source, StatusCode, concatenate, empty
+from shm.layout import Flag, RecordType, StatusCode, empty
+from tests import feed_captures
+from tests.feed_captures import (
+    assert_alike,
+    compressed_recording,  # noqa: F401 -- a fixture
+    lines_of,
+    replayed,
+)
 from tests.unit.test_venues import DESCRIBED, PAIRS, bitstamp_messages, kraken_book
 from tests.unit.test_websocket_source import COINBASE, Feed, binance, binance_books, btc_messages, coinbase, of
 from tests.unit.test_yahoo_stream import YahooFeed
@@ -37,15 +43,7 @@ from workers.sources.channel import Message, Picture
 from workers.spec import CaptureSettings
 from workers.venues.binance import BinanceDialect
 
-OF_SOCKETS = (StatusCode.FEED_UP, StatusCode.FEED_DOWN, StatusCode.FEED_DEGRADED)
 Make = Callable[..., Feed]
-
-
-@pytest.fixture
-def recording(tmp_path: Path) -> Iterator[Recording]:
-    made = Recording(CaptureSettings(folder=str(tmp_path / "wire")))
-    yield made
-    made.close()
 
 
 @pytest.fixture
@@ -61,23 +59,9 @@ def feeds(recording: Recording) -> Iterator[Make]:
         feed.source.close()
 
 
-def replayed(paths: list[Path], names: dict[str, int], slots: int = 500) -> np.ndarray:
-    before, found = None, [empty(0)]
-    for path in paths:
-        with open_capture(path, intern=names.__getitem__, feed_id=3, after=before) as capture:
-            while count := capture.decode(out := empty(slots)):
-                found.append(out[:count])
-            assert sum(capture.counters.malformed.values()) == 0
-            before = capture
-    return concatenate(found)
-
-
 def comparable(records: np.ndarray) -> np.ndarray:
     """A copy without what may differ; see the module."""
-    status = records["record_type"] == RecordType.STATUS
-    records = of(records, ~(status & np.isin(records["code"], OF_SOCKETS))).copy()
-    records["source"] = Source.REPLAY
-    records["flags"] |= np.uint16(Flag.REPLAYED)
+    records = feed_captures.comparable(records)
     for row in np.flatnonzero(records["record_type"] == RecordType.STATUS):
         if records["text"][row].startswith(b"connected again"):
             for name in ("ts_event", "ts_receive", "text"):
@@ -90,10 +74,8 @@ def assert_replays_alike(feed: Feed, recording: Recording, slots: int = 500) -> 
     recording.close()
     live = comparable(feed.records)
     replay = comparable(replayed(recording.logs[0].paths, feed.names, slots))
-    assert len(live) == len(replay) > 0
     assert recording.logs[0].dropped == 0
-    for row in range(len(live)):
-        assert live[row].tobytes() == replay[row].tobytes(), (row, live[row], replay[row])
+    assert_alike(live, replay)
     return replay
 
 
@@ -104,14 +86,6 @@ def until_all(feed: Feed, messages: list[bytes]) -> None:
         lambda: feed.source.bytes_received >= wanted and not feed.source._inbox and feed.source._decoding is None,
         "every message",
     )
-
-
-def lines_of(path: Path) -> list[dict[str, Any]]:
-    import zstandard
-
-    with path.open("rb") as file:
-        text = zstandard.ZstdDecompressor().stream_reader(file, read_across_frames=True).read()
-    return [json.loads(line) for line in text.splitlines()]
 
 
 @pytest.mark.parametrize("slots", [1, 500])

@@ -16,7 +16,8 @@ import numpy as np
 
 from workers._arbitration import Arbiter
 from workers.arbitration import HolePolicy, Recovery
-from workers.decoders.protocol import FRAME, Counters
+from workers.decoders.frame_queue import FrameQueue
+from workers.decoders.protocol import Counters
 
 SLOT_BYTES: Final = 9216  # a jumbo frame; longer datagrams are refused and counted
 WINDOW: Final = 4096  # packets that may wait behind holes, as source "multicast" has it
@@ -24,31 +25,19 @@ _BATCH: Final = 256
 _IEX_TOPS: Final = b"\x03\x80"
 
 
-class ArbitratedDecoder:
+class ArbitratedDecoder(FrameQueue):
     """A `Decoder` before a `Decoder`. `protocol` is "itch" or "iex", as `capture` calls them."""
 
     def __init__(self, decoder: Any, protocol: str, gap_wait_ms: float) -> None:
         """Takes the decoder over."""
+        super().__init__()
         self._decoder = decoder
         self._protocol = protocol
         self._policy = HolePolicy(gap_wait_ns=round(gap_wait_ms * 1e6))
         self._arbiter: Arbiter | None = None  # made when the first packet says which of IEX's protocols it is
         self._recovery: Recovery
-        self._buffer: Any = b""
-        self._frames: list[tuple[int, int, int, int, int]] = []
-        self._next = 0
         self._now_ns = 0
         self._too_long = 0
-
-    def feed(self, buffer: Any, frames: np.ndarray) -> None:
-        """See `Decoder.feed`."""
-        if frames.dtype != FRAME:
-            raise ValueError(f"frames must have dtype FRAME, not {frames.dtype}")
-        self._buffer, self._frames, self._next = buffer, frames.tolist(), 0
-
-    def feed_message(self, message: bytes, ts_receive: int, port: int = 0) -> None:
-        """See `Decoder.feed_message`."""
-        self._buffer, self._frames, self._next = message, [(0, len(message), port, 0, ts_receive)], 0
 
     def decode(self, out: np.ndarray) -> int:
         """See `Decoder.decode`."""
@@ -87,21 +76,17 @@ class ArbitratedDecoder:
         arbiter = self._arbiter
         if arbiter is not None:
             arbiter.recycle()
-        while self._next < len(self._frames):
-            offset, size, _, _, ts_receive = self._frames[self._next]
-            data = bytes(self._buffer[offset : offset + size])
+        while (head := self._head()) is not None and (arbiter is None or arbiter.free_slots):
+            data = self._pop()
             if arbiter is None:
                 arbiter = self._arbiter = self._open(data)
-            if not arbiter.free_slots:
-                break
-            self._next += 1
-            if size > SLOT_BYTES:
+            if head.size > SLOT_BYTES:
                 self._too_long += 1
                 continue
-            self._now_ns = max(self._now_ns, ts_receive)
+            self._now_ns = max(self._now_ns, head.ts_receive)
             if arbiter.held:  # the time has come before the packet has
                 self._recovery.step(self._now_ns)
-            arbiter.offer(0, data, ts_receive, self._now_ns)
+            arbiter.offer(0, data, head.ts_receive, self._now_ns)
         if arbiter is None or not len(arbiter.frames):
             return False
         self._decoder.feed(arbiter, arbiter.frames)

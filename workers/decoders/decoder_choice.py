@@ -27,8 +27,8 @@ Intern = Callable[[str], int]
 
 # Source of a feed that `tickengine capture` wrote as text -> module and class of its decoder.
 CAPTURED: Final = {
-    "fix": ("workers.sources.fix_replayed", "FixReplay"),
-    "websocket": ("workers.venues.replayed", "VenueReplay"),
+    "fix": ("workers.sources.fix_replay", "FixReplay"),
+    "websocket": ("workers.venues.venue_replay", "VenueReplay"),
     "yahoo": ("workers.sources.polled_replay", "yahoo_replay"),
     "alpha_vantage": ("workers.sources.polled_replay", "PolledReplay"),
     "fred": ("workers.sources.polled_replay", "PolledReplay"),

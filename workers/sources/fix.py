@@ -32,7 +32,7 @@ from workers.sources.fix_options import FixOptions, check, find_login, tls_of
 from workers.sources.fix_owner import Told
 from workers.sources.fix_place import Place
 from workers.sources.fix_wire import FixWire
-from workers.sources.fix_witness import Witness
+from workers.sources.fix_witness import FixWitness
 from workers.sources.polled_loop import MAX_PAUSE_NS, PolledLoop
 from workers.spec import FeedReport, FeedSpec
 
@@ -90,7 +90,7 @@ class FixSource:
         except BaseException:
             self._numbers.close()
             raise
-        self._witness = None if context.wire is None else Witness(context.wire, _secrets(spec, options, login))
+        self._witness = None if context.wire is None else FixWitness(context.wire, _secrets(spec, options, login))
         self._intake = FixIntake(
             self,
             spec,

@@ -4,7 +4,7 @@
                                                 '- the rest: answers, gaps, refusals --> owner
 
 The one way that messages take, live (workers/sources/fix.py, which has socket and state of the feed) and in a replay of
-a capture (fix_replayed.py): so both give the same records. Runs of market data in their turn go from reader to decoder
+a capture (fix_replay.py): so both give the same records. Runs of market data in their turn go from reader to decoder
 without a Python object a message. It connects nothing and reads no clock; what it decides by itself goes by the
 messages alone, everything else is said by the owner, and told to the witness of a capture.
 """
@@ -30,7 +30,7 @@ from workers.session import Verdict
 from workers.sources.fix_options import FixOptions, depth_of
 from workers.sources.fix_owner import Owner, Told
 from workers.sources.fix_place import Place
-from workers.sources.fix_witness import ASKED, CAUGHT_UP, CLOSED, GAP, LATE, OPENED, TICK, Witness
+from workers.sources.fix_witness import ASKED, CAUGHT_UP, CLOSED, GAP, LATE, OPENED, TICK, FixWitness
 from workers.spec import FeedSpec
 
 
@@ -66,7 +66,7 @@ class FixIntake:
         source: Source,
         flags: int = 0,
         login: Callable[[], tuple[str, str]] | None = None,
-        witness: Witness | None = None,
+        witness: FixWitness | None = None,
     ) -> None:
         """Not connected. `source` and `flags` are those of all records."""
         self.messages = 0
@@ -275,7 +275,7 @@ class FixIntake:
         if self.session.state in (State.ACTIVE, State.GAP) and waited is not (self.session.state is State.GAP):
             self._note(CAUGHT_UP if waited else GAP, piece.ts_receive)
 
-    def _show(self, witness: Witness, piece: Piece, frames: np.ndarray) -> None:
+    def _show(self, witness: FixWitness, piece: Piece, frames: np.ndarray) -> None:
         """Messages of the piece whose turn it is, each with the garbage before it."""
         for offset, size in zip(frames["offset"].tolist(), frames["size"].tolist(), strict=True):
             end = offset + size

@@ -1,6 +1,6 @@
 """What workers/sources/fix_intake.py asks of who has the connection of a FIX feed, and tells it.
 
-A live feed is one (fix.py), a replay of a capture another (fix_replayed.py). Words alone: nothing is done here.
+A live feed is one (fix.py), a replay of a capture another (fix_replay.py). Words alone: nothing is done here.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """What a FIX feed tells of its wire to a capture: messages as they are worked off, and what a replay needs beside them.
 
-    fix.py, fix_intake.py --connected, sent, received, noted, lost--> Witness --> WireLog (workers/wire_log.py)
+    fix.py, fix_intake.py --connected, sent, received, noted, lost--> FixWitness --> WireLog (workers/wire_log.py)
 
 A received message is told when its turn comes, with the time at which it arrived: so lines stand in the order in which
 things were decided, and what was never worked off stands nowhere. Garbage goes with the message behind it. No message
@@ -50,7 +50,7 @@ class FixNote(msgspec.Struct, frozen=True, omit_defaults=True):
     skip: tuple[Number, Number] = (0, 0)  # of this message, so many records were published before a kill
 
 
-class Witness:
+class FixWitness:
     """See the module. All of it for the feed's thread."""
 
     def __init__(self, log: WireLog, secrets: Iterable[str]) -> None:

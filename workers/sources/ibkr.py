@@ -33,13 +33,13 @@ from workers.sources.ibkr_codes import Effect, Meaning, effect_of, farm_of
 from workers.sources.ibkr_contracts import describe_all
 from workers.sources.ibkr_link import Address, Link
 from workers.sources.ibkr_market import Market
-from workers.sources.ibkr_notes import Notes
 from workers.sources.ibkr_options import MARKET_DATA, IbkrOptions, streams_of
 from workers.sources.ibkr_records import Records
 from workers.sources.ibkr_remarks import Remarks
 from workers.sources.ibkr_requests import Requests
 from workers.sources.ibkr_silence import Silence
 from workers.sources.ibkr_streams import TICK_BY_TICK, Step, Stream
+from workers.sources.ibkr_witness import IbkrWitness
 from workers.sources.polled_loop import MAX_PAUSE_NS, PolledLoop
 from workers.spec import FeedReport
 
@@ -86,8 +86,8 @@ class IbkrSource:
         self._requests = Requests(streams, described, options.wanted(), send=self._send, over=self._over)
         self._records = Records(spec.feed_id, min(options.depth_rows, 255), put=self._inbox.append, alive=self._alive)
         self._market = Market(self._requests.stream_of, self._requests.streams, self._records)
-        self._notes = Notes(context.wire)
-        self._link = Link(self._address, self, self._market, loop=self._loop, clock=clock, notes=self._notes)
+        self._witness = IbkrWitness(context.wire)
+        self._link = Link(self._address, self, self._market, loop=self._loop, clock=clock, witness=self._witness)
         self._quote_due_ns: int | None = None
         self._session = Session(
             random.Random(f"{spec.name} {context.epoch}"), limits=options.limits(len(spec.symbols)), login=True
@@ -174,7 +174,7 @@ class IbkrSource:
                 self._looked_up(lookup.symbol, why)
         if self._asks:
             for stream in self._requests.ask(now_ns, self._records.last_bar_ns):
-                self._notes.asked(stream, now_ns)
+                self._witness.asked(stream, now_ns)
                 self._records.begin(stream, now_ns)
         ping_ns = round(self._options.ping_s * 1e9)
         if self._session.state in CONNECTED and now_ns - max(self._message_ns, self._pinged_ns) >= ping_ns:
@@ -211,7 +211,7 @@ class IbkrSource:
         self._link.request(send)
 
     def _over(self, stream: Stream, request: int) -> None:
-        self._notes.over(stream, request, self._now_ns)
+        self._witness.over(stream, request, self._now_ns)
 
     # -- what the session says
 
@@ -224,7 +224,7 @@ class IbkrSource:
                 self._subscribe(now_ns)
             elif action is Do.CLOSE:
                 self._cut, self._farms = "", set()
-                self._notes.lost(now_ns, self._session.why)
+                self._witness.lost(now_ns, self._session.why)
                 self._link.close()
                 self._requests.forget()
             elif action is Do.UP:
@@ -248,7 +248,7 @@ class IbkrSource:
         """Something was missed of all that had come."""
         self.gaps += 1
         self._health.gaps(now_ns)
-        self._notes.gap(text, now_ns)
+        self._witness.gap(text, now_ns)
         self._tell(StatusCode.GAP, text)
         for stream in self._requests.streams:
             stream.gap_before = stream.had_data
@@ -280,7 +280,7 @@ class IbkrSource:
     def opened(self, version: int) -> None:
         """See `Events`."""
         now_ns = self._clock()
-        self._notes.connected(now_ns, f"tcp://{self._address.host}:{self._address.port}", version, again=self._was_up)
+        self._witness.connected(now_ns, f"tcp://{self._address.host}:{self._address.port}", version, again=self._was_up)
         if self._session.connects:
             self._health.reconnected(now_ns)
         self._obey(self._session.opened(now_ns), now_ns)
@@ -471,7 +471,7 @@ class IbkrSource:
         if self._session.state is State.CLOSED:
             return
         if self._session.connected:
-            self._notes.lost(self._now_ns, "closed")
+            self._witness.lost(self._now_ns, "closed")
         self._session.stop(self._clock())
         self._link.close()
         self._loop.turn()

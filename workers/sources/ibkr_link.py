@@ -20,8 +20,8 @@ from typing import Any, Final
 
 from workers.session import Verdict
 from workers.sources.ibkr_market import Market
-from workers.sources.ibkr_notes import Notes
 from workers.sources.ibkr_wire import MAX_REASON_CHARS, Events, Wire
+from workers.sources.ibkr_witness import IbkrWitness
 from workers.sources.polled_loop import PolledLoop
 
 _CLIENT: Final = "workers.sources.ibkr_client"
@@ -49,7 +49,7 @@ class Link:
         *,
         loop: PolledLoop,
         clock: Callable[[], int],
-        notes: Notes,
+        witness: IbkrWitness,
     ) -> None:
         """Nothing is connected yet."""
         self._address = address
@@ -57,7 +57,7 @@ class Link:
         self._market = market
         self._loop = loop
         self._clock = clock
-        self._notes = notes
+        self._witness = witness
         self._wire: Wire | None = None
         self._client: Any = None  # of the wire, once there is one
         self._task: asyncio.Task[None] | None = None
@@ -71,7 +71,7 @@ class Link:
     def open(self) -> None:
         """Begin an attempt; how it goes the events tell."""
         self.close()
-        self._wire = Wire(self._events, self._market, self._failed, self._clock, self._notes)
+        self._wire = Wire(self._events, self._market, self._failed, self._clock, self._witness)
         self._task = self._loop.spawn(self._connect(self._wire))
         self._task.add_done_callback(self._done)
 

@@ -1,7 +1,7 @@
 """A capture of a live IBKR feed, decoded as the feed was: the same client, streams and records, without a socket.
 
     frames of a `.jsonl` capture --> ib_async's decoder --> Wire --> Market --> Records --> records, flag REPLAYED
-    notes (ibkr_notes.py)        --> which request brings which stream, gaps --^
+    notes (ibkr_witness.py)      --> which request brings which stream, gaps --^
 
 What the feed decided while it ran (what to ask for and when, what to give up) it has noted; here it is done again at
 the same place among the messages, and messages of one time are one packet, as they were. What differs from what was
@@ -12,7 +12,6 @@ there: their rows are INCOMPLETE until they begin anew. Used by workers/decoders
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
@@ -23,23 +22,21 @@ from typing import Any, Final
 import msgspec
 import numpy as np
 
-from shm.layout import RECORD, TYPE_NAMES, Action, Flag, RecordType, Source, StatusCode
-from workers.decoders.protocol import FRAME, NOTE, Counters, UnknownFormatError
-from workers.errors import SettingsError
+from shm.layout import RECORD, TYPE_NAMES, Action, Flag, RecordType, StatusCode
+from workers.decoders.feed_replay import FeedReplay, Line, reading_header, spec_of
+from workers.decoders.protocol import Counters, UnknownFormatError
 from workers.session import Verdict
 from workers.source import SourceContext, read_options
 from workers.sources.ibkr_codes import Effect, effect_of
 from workers.sources.ibkr_contracts import describe_all
 from workers.sources.ibkr_market import Market
-from workers.sources.ibkr_notes import VERSION, Note, Notes
 from workers.sources.ibkr_options import IbkrOptions, streams_of
 from workers.sources.ibkr_records import Records
 from workers.sources.ibkr_streams import Step, Stream, Way
 from workers.sources.ibkr_wire import Wire
-from workers.spec import FeedSpec
+from workers.sources.ibkr_witness import VERSION, IbkrNote, IbkrWitness
 
 _CLIENT: Final = "workers.sources.ibkr_client"
-_REPLAYED: Final = np.uint16(Flag.REPLAYED)
 # Names of the messages that concern a feed (TWS API, EDecoder).
 _NAMES: Final = {
     1: "tickPrice", 2: "tickSize", 4: "error", 9: "nextValidId", 10: "contractDetails", 12: "marketDepth",
@@ -47,26 +44,14 @@ _NAMES: Final = {
     49: "currentTime", 50: "realTimeBar", 52: "contractDetailsEnd", 58: "marketDataType", 81: "tickReqParams",
     84: "tickNews", 90: "historicalDataUpdate", 99: "tickByTick",
 }  # fmt: skip
+_AT_ONCE: Final = 256  # records that are copied together: one by one costs a quarter more
+_note: Final = msgspec.json.Decoder(IbkrNote)
 
 
-class _Line(msgspec.Struct):
-    """A line that is no message."""
-
-    t: str
-    ns: int = 0
-    kept: bool = False
-    messages: int = 0
-    data: str = ""
-
-
-_line = msgspec.json.Decoder(_Line)
-_note = msgspec.json.Decoder(Note)
-
-
-class IbkrReplay:
+class IbkrReplay(FeedReplay):
     """A `Decoder` of frames that jsonl.JsonlReader gives of a capture of our own."""
 
-    WIRE = "TWS messages"  # for people: what the capture holds
+    WIRE = "TWS messages"
 
     def __init__(
         self, captured: Mapping[str, Any], intern: Callable[[str], int], *, feed_id: int = 0, venue: str | None = None
@@ -80,26 +65,15 @@ class IbkrReplay:
                 "a capture of Interactive Brokers (source 'ibkr') needs ib_async, which is not installed: "
                 "pip install 'tickengine[ibkr]'"
             )
-        try:
-            spec = FeedSpec(
-                feed_id=feed_id,
-                name=str(captured["name"]),
-                source="ibkr",
-                symbols=tuple(captured["symbols"]),
-                data_types=tuple(captured["data_types"]),
-                options=dict(captured["options"]),
-            )
+        super().__init__(feed_id, venue)
+        with reading_header():
+            spec = spec_of(captured, feed_id, source="ibkr")
             options = read_options(spec, IbkrOptions)
             described = describe_all(spec.name, spec.symbols, options.contracts)
             self._plan = partial(streams_of, SourceContext(spec, intern), options, described)
             self._ids = {stream.symbol: stream.instrument_id for stream in self._plan()}
-        except (SettingsError, KeyError, TypeError, ValueError) as error:
-            raise UnknownFormatError(f"the capture's header names a feed that can't be decoded here: {error}") from None
         self.venue = "interactive brokers"
-        self._code = venue.encode() if venue is not None else None
         self._options = options
-        self._feed_id = feed_id
-        self._rows: deque[bytes] = deque()
         self._running: dict[int, Stream] = {}  # number of a request -> what it brings
         self._unbegun: set[int] = set()  # instruments whose books lack what the capture does not have
         self._duplicates = self._strays = 0  # of the sources before this one
@@ -107,51 +81,7 @@ class IbkrReplay:
         self._client: Any = None
         self._faults: list[BaseException] = []  # of our own
         self._counts = Counters()
-        self._unreadable = self._unusable = 0
-        self._buffer: Any = b""
-        self._frames: list[tuple[int, int, int, int, int]] = []
-        self._next = 0
-
-    # -- the protocol of a decoder
-
-    def feed(self, buffer: Any, frames: np.ndarray) -> None:
-        """See `Decoder.feed`."""
-        if frames.dtype != FRAME:
-            raise ValueError(f"frames must have dtype FRAME, not {frames.dtype}")
-        self._buffer, self._frames, self._next = buffer, frames.tolist(), 0
-
-    def feed_message(self, message: bytes, ts_receive: int, port: int = 0) -> None:
-        """See `Decoder.feed_message`."""
-        self._buffer, self._frames, self._next = message, [(0, len(message), port, 0, ts_receive)], 0
-
-    def decode(self, out: np.ndarray) -> int:
-        """See `Decoder.decode`."""
-        rows = self._rows
-        taken: list[bytes] = []
-        while len(taken) < len(out):
-            if rows:
-                taken.append(rows.popleft())
-                continue
-            if self._next == len(self._frames):
-                break
-            offset, size, _, kind, ts_receive = self._frames[self._next]
-            self._next += 1
-            data = bytes(self._buffer[offset : offset + size])
-            if kind == NOTE:
-                self._heed(data)
-            else:
-                self._take(data, ts_receive)
-            if self._faults:
-                raise self._faults[0]
-        if taken:
-            records = out[: len(taken)]
-            records.view(np.uint8)[:] = np.frombuffer(b"".join(taken), np.uint8)
-            records["source"] = Source.REPLAY
-            records["flags"] |= _REPLAYED
-            if self._code is not None:
-                records["venue"] = self._code
-            self._count(records)
-        return len(taken)
+        self._unreadable = 0
 
     @property
     def counters(self) -> Counters:
@@ -164,7 +94,8 @@ class IbkrReplay:
         found.malformed = {name: count for name, count in malformed.items() if count}
         return found
 
-    def _count(self, records: np.ndarray) -> None:
+    def _stamp(self, records: np.ndarray) -> None:
+        super()._stamp(records)
         counts = self._counts
         kinds, numbers = np.unique(records["record_type"], return_counts=True)
         for kind, number in zip(kinds.tolist(), numbers.tolist(), strict=True):
@@ -187,7 +118,14 @@ class IbkrReplay:
 
     # -- what came, at its time
 
-    def _take(self, body: bytes, ts_receive: int) -> None:
+    def _turn(self) -> bool:
+        """Those of so many frames that there are records enough."""
+        while len(self._told) < _AT_ONCE and super()._turn():
+            if self._faults:
+                raise self._faults[0]
+        return bool(self._told)
+
+    def _take(self, body: bytes, ts_receive: int, connection: int) -> None:  # noqa: ARG002 - there is one
         counts = self._counts
         counts.frames += 1
         counts.bytes += len(body)
@@ -222,29 +160,26 @@ class IbkrReplay:
                 else:
                     record["flags"] |= np.uint16(Flag.INCOMPLETE)
                     row = record.tobytes()
-        self._rows.append(row)
+        self._told.append(row)
 
     # -- notes
 
-    def _heed(self, text: bytes) -> None:
-        try:
-            line = _line.decode(text)
-            if line.t == "note":
-                self._noted(_note.decode(line.data), line)
-            elif line.t == "disconnect":
-                self._at(line.ns)
-                self._end_packet()
-                self._forget()
-            elif line.t == "connect" and not line.kept:
-                self._forget()
-            elif line.t == "dropped":
-                self._at(line.ns)
-                self._gap(f"{line.messages} messages not captured", line.ns)
-                self._unbegun.update(one.instrument_id for one in self._running.values() if one.way is Way.DEPTH)
-        except (msgspec.MsgspecError, KeyError, ValueError):
-            self._unusable += 1
+    def _heed(self, line: Line) -> None:
+        if line.t == "note":
+            self._noted(_note.decode(line.data), line)
+        elif line.t == "disconnect":
+            self._at(line.ns)
+            self._end_packet()
+            self._forget()
+        elif line.t == "connect" and not line.kept:
+            self._forget()
 
-    def _noted(self, note: Note, line: _Line) -> None:
+    def _hole(self, text: str, at_ns: int) -> None:
+        self._at(at_ns)
+        self._gap(text, at_ns)
+        self._unbegun.update(one.instrument_id for one in self._running.values() if one.way is Way.DEPTH)
+
+    def _noted(self, note: IbkrNote, line: Line) -> None:
         if note.of == VERSION:
             if note.first and not line.kept:
                 self._duplicates += self._records.duplicates
@@ -271,7 +206,7 @@ class IbkrReplay:
             self._unbegun.discard(stream.instrument_id)
             self._records.begin(stream, line.ns)
 
-    def _asked(self, note: Note) -> Stream:
+    def _asked(self, note: IbkrNote) -> Stream:
         way = Way(note.way)
         stream = self._streams.get((note.symbol, way))
         if stream is None:  # in place of tick-by-tick data that was refused
@@ -297,7 +232,7 @@ class IbkrReplay:
     def _client_of(self, version: int) -> Any:
         module: Any = import_module(_CLIENT)
         events = _Events(self._complaint, self._message_of_tws)
-        wire = Wire(events, self._market, self._faults.append, _no_clock, Notes(None))
+        wire = Wire(events, self._market, self._faults.append, _no_clock, IbkrWitness(None))
         client = module.MarketDataClient(wire, 0, self._options.max_message_bytes)
         client.take_up(version)
         return client

@@ -12,7 +12,7 @@ from typing import Any, Final, Protocol
 
 from workers.session import Verdict
 from workers.sources.ibkr_market import Market
-from workers.sources.ibkr_notes import Notes
+from workers.sources.ibkr_witness import IbkrWitness
 
 MAX_REASON_CHARS: Final = 200
 
@@ -60,19 +60,19 @@ class Wire:
         market: Market,
         failed: Callable[[BaseException], None],
         clock: Callable[[], int],
-        notes: Notes,
+        witness: IbkrWitness,
     ) -> None:
-        """`failed` takes errors of our own; `clock` stamps what arrives; `notes` are told what goes over the wire."""
+        """`failed` takes errors of our own; `clock` stamps what arrives; `witness` is told what goes over the wire."""
         self.dead = False
         self.version = 0
-        self.captures = notes.on
+        self.captures = witness.on
         self.was_ready = False
         self.throttled = False
         self._events = events
         self._market = market
         self.failed = failed
         self._clock = clock
-        self._notes = notes
+        self._witness = witness
         self._now_ns = 0
 
     def arrived(self, size_bytes: int) -> None:
@@ -82,11 +82,11 @@ class Wire:
 
     def captured(self, body: bytes) -> None:
         """A whole message that concerns the feed, before anything is done about it."""
-        self._notes.received(body, self._now_ns)
+        self._witness.received(body, self._now_ns)
 
     def sent(self, body: bytes) -> None:
         """A request goes out."""
-        self._notes.sent(body, self._clock())
+        self._witness.sent(body, self._clock())
 
     def processed(self) -> None:
         """What they said has been told."""

@@ -39,7 +39,7 @@ from workers.sources.observed import Observed
 from workers.sources.polled_loop import MAX_PAUSE_NS, PolledLoop
 from workers.sources.polled_monitor import PolledMonitor
 from workers.sources.polled_requests import PolledRequests
-from workers.sources.polled_wire import PolledWire
+from workers.sources.polled_witness import PolledWitness
 from workers.sources.tls import tls_context
 from workers.sources.vendor import Job, Vendor
 from workers.spec import FeedReport
@@ -92,7 +92,7 @@ class PolledSource:
         self._vendor = vendor
         self._key = vendor.key or ApiKey("", "")
         self._clock = clock
-        self._wire = PolledWire(context.wire, vendor)
+        self._wire = PolledWitness(context.wire, vendor)
         self._published = context.published
         self.gaps = 0
         self.bytes_received = 0

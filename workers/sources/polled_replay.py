@@ -4,7 +4,7 @@
                               '--> note: why                                          nothing
 
 It does what workers/sources/polled.py does with an answer, but for the judgement what of it is new: the notes have that
-(workers/sources/polled_wire.py), so that the records do not depend on where the capture begins. An answer of which
+(workers/sources/polled_witness.py), so that the records do not depend on where the capture begins. An answer of which
 nothing was published is not even read. What differs from what was published live: `source`, flag REPLAYED, and the
 status records FEED_UP, FEED_DOWN and FEED_DEGRADED, which are about requests and are left out. A GAP is told for
 messages that the recorder had to drop, and for published records whose answer is not in these files.
@@ -16,25 +16,24 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any, Final, NamedTuple
 
 import msgspec
 import numpy as np
 
-from shm.layout import RECORD, RECORD_SIZE_BYTES, TYPE_NAMES, Flag, Source, StatusCode
-from shm.ring import status_record
+from shm.layout import RECORD_SIZE_BYTES, TYPE_NAMES, Flag
+from workers.decoders.feed_replay import FeedReplay, Line, reading_header, spec_of
 from workers.decoders.observations import Observations, VendorError
-from workers.decoders.protocol import FRAME, Counters, UnknownFormatError
-from workers.errors import SettingsError
+from workers.decoders.protocol import Counters
 from workers.source import SourceContext
 from workers.sources.alpha_vantage import AlphaVantage
 from workers.sources.api_key import ApiKey
 from workers.sources.fred import Fred
-from workers.sources.polled_wire import read_note
+from workers.sources.polled_witness import PolledNote
 from workers.sources.vendor import Job, Vendor
 from workers.sources.yahoo import YahooCharts
-from workers.spec import FeedSpec
-from workers.venues.replayed import VenueReplay
+from workers.venues.venue_replay import VenueReplay
 
 _NO_KEY: Final = ApiKey("", "")
 _VENDORS: Final[dict[str, Callable[[SourceContext], Vendor]]] = {
@@ -43,22 +42,7 @@ _VENDORS: Final[dict[str, Callable[[SourceContext], Vendor]]] = {
     "yahoo": YahooCharts,
 }
 _OF_ASKING: Final = ("key_variable", "url", "headers", "ca_file")  # options that no answer depends on
-
-
-class _Line(msgspec.Struct):
-    """A line of the capture."""
-
-    t: str
-    conn: str = ""
-    ns: int = 0
-    status: int = 0
-    kept: bool = False  # told again, for readers that have not seen it: here each note counts once
-    messages: int = 0
-    data: str = ""
-    b64: str = ""
-
-
-_line: Final = msgspec.json.Decoder(_Line)
+_note: Final = msgspec.json.Decoder(PolledNote)
 
 
 class _Reading(NamedTuple):
@@ -69,7 +53,7 @@ class _Reading(NamedTuple):
     found: Observations
 
 
-class PolledReplay:
+class PolledReplay(FeedReplay):
     """A `Decoder` of frames that jsonl.JsonlReader gives of a capture of our own."""
 
     DAMAGEABLE = False  # answers over HTTP come whole or not at all
@@ -82,84 +66,34 @@ class PolledReplay:
 
         UnknownFormatError: of a vendor that is not known here, or with options that it does not have.
         """
-        try:
-            spec = FeedSpec(
-                feed_id=feed_id,
-                name=str(captured["name"]),
-                source=str(captured["source"]),
-                symbols=tuple(captured["symbols"]),
-                data_types=tuple(captured["data_types"]),
-                options={key: value for key, value in captured["options"].items() if key not in _OF_ASKING},
-            )
+        super().__init__(feed_id, venue)
+        with reading_header():
+            spec = spec_of(captured, feed_id, source=str(captured["source"]), without=_OF_ASKING)
             self._vendor = _VENDORS[spec.source](SourceContext(spec, intern))
-        except (SettingsError, KeyError, TypeError, AttributeError) as error:
-            raise UnknownFormatError(f"the capture's header names a feed that can't be decoded here: {error}") from None
         self.venue = self._vendor.NAME.replace("_", " ")
         self._jobs = {job.name: job for job in self._vendor.jobs}
-        self._feed_id = feed_id
-        self._code = venue.encode() if venue is not None else self._vendor.VENUE
         self._counters = Counters()
-        self._buffer: Any = b""
-        self._frames: list[tuple[int, int, int, int, int]] = []
-        self._next = 0
-        self._answer: _Line | None = None  # the newest
+        self._answer: Line | None = None  # the newest
         self._reading: _Reading | None = None  # of it, once something of it is asked for
         self._runs: list[tuple[int, int, int]] = []  # of that, what comes next: first, how many, flags; from the end
-        self._told: bytes = b""  # a status record that comes next
         self._gap_before = False  # the next record has something missing before it
-
-    # -- the protocol of a decoder
-
-    def feed(self, buffer: Any, frames: np.ndarray) -> None:
-        """See `Decoder.feed`."""
-        if frames.dtype != FRAME:
-            raise ValueError(f"frames must have dtype FRAME, not {frames.dtype}")
-        self._buffer, self._frames, self._next = buffer, frames.tolist(), 0
-
-    def feed_message(self, message: bytes, ts_receive: int, port: int = 0) -> None:
-        """See `Decoder.feed_message`."""
-        self._buffer, self._frames, self._next = message, [(0, len(message), port, 0, ts_receive)], 0
-
-    def decode(self, out: np.ndarray) -> int:
-        """See `Decoder.decode`."""
-        filled = 0
-        while filled < len(out):
-            if self._told:
-                out[filled : filled + 1].view(np.uint8)[:] = np.frombuffer(self._told, np.uint8)
-                self._told = b""
-                filled += 1
-            elif self._runs:
-                filled += self._publish(out[filled:])
-            elif self._next < len(self._frames):
-                offset, size, *_ = self._frames[self._next]
-                self._next += 1
-                self._counters.frames += 1
-                self._counters.bytes += size
-                self._heed(bytes(self._buffer[offset : offset + size]))
-            else:
-                break
-        return filled
 
     @property
     def counters(self) -> Counters:
         """See `Decoder.counters`."""
         now = self._counters
-        return Counters(
-            messages=dict(now.messages),
-            records=dict(now.records),
-            malformed=dict(now.malformed),
-            frames=now.frames,
-            bytes=now.bytes,
-            gaps=now.gaps,
-            missing=now.missing,
-            first_ns=now.first_ns,
-            last_ns=now.last_ns,
-        )
+        found = replace(now, messages=dict(now.messages), records=dict(now.records), malformed=dict(now.malformed))
+        found.gaps = self._gaps
+        if self._unusable:
+            found.malformed["line"] = self._unusable
+        return found
 
     # -- as the live source does it
 
-    def _publish(self, out: np.ndarray) -> int:
-        """The next records of the answer, as far as there is room."""
+    def _work(self, out: np.ndarray) -> int:
+        """The next records of the answer."""
+        if not self._runs:
+            return 0
         assert self._reading is not None
         answer_ns, job, found = self._reading
         first, left, flags = self._runs.pop()
@@ -169,12 +103,11 @@ class PolledReplay:
         records = out[:count]
         rows = found.records.view(np.uint8).reshape(-1, RECORD_SIZE_BYTES)[first : first + count]
         records.view(np.uint8).reshape(-1, RECORD_SIZE_BYTES)[:] = rows
-        records["flags"] |= np.uint16(flags | Flag.REPLAYED)
+        records["flags"] |= np.uint16(flags)
         records["ts_receive"] = answer_ns
         records["instrument_id"] = job.instrument_id
         records["feed_id"] = self._feed_id
-        records["source"] = Source.REPLAY
-        records["venue"] = self._code
+        records["venue"] = self._vendor.VENUE
         if self._gap_before:
             self._gap_before = False
             records["flags"][:1] |= np.uint16(Flag.GAP_BEFORE)
@@ -188,22 +121,30 @@ class PolledReplay:
         counters.first_ns = min(counters.first_ns, first) if counters.first_ns else first
         counters.last_ns = max(counters.last_ns, last)
 
-    def _heed(self, text: bytes) -> None:
-        try:
-            line = _line.decode(text)
-            if line.t == "http":
-                self._answer, self._reading = line, None
-                self._seen("answer" if line.status else "no answer")
-            elif line.t == "note" and not line.kept:
-                self._judge(line)
-            elif line.t == "dropped":
-                self._tell(f"{line.messages} messages not captured", line.ns)
-        except (msgspec.MsgspecError, UnicodeDecodeError):
-            self._malformed("line")
+    def _turn(self) -> bool:
+        head = self._head()
+        if head is not None:
+            self._counters.frames += 1
+            self._counters.bytes += head.size
+        return super()._turn()
 
-    def _judge(self, line: _Line) -> None:
+    def _take(self, data: bytes, ts_receive: int, connection: int) -> None:  # noqa: ARG002
+        self._unusable += 1  # a vendor sends nothing unasked
+
+    def _heed(self, line: Line) -> None:
+        if line.t == "http":
+            self._answer, self._reading = line, None
+            self._seen("answer" if line.status else "no answer")
+        elif line.t == "note" and not line.kept:  # each counts once
+            self._judge(line)
+
+    def _hole(self, text: str, at_ns: int) -> None:
+        self._gap_before = True
+        self._tell_gap(text, at_ns)
+
+    def _judge(self, line: Line) -> None:
         """What became of the answer."""
-        note = read_note(line.data)
+        note = _note.decode(line.data)
         if note.why:
             self._seen("refusal")
             return
@@ -214,7 +155,7 @@ class PolledReplay:
             reading = None
         if reading is None:
             self._counters.missing += published
-            self._tell(f"{published} records without their answer", line.ns)
+            self._hole(f"{published} records without their answer", line.ns)
             return
         self._runs = note.rows[::-1]
 
@@ -240,15 +181,6 @@ class PolledReplay:
 
     def _malformed(self, what: str, count: int = 1) -> None:
         self._counters.malformed[what] = self._counters.malformed.get(what, 0) + count
-
-    def _tell(self, text: str, at_ns: int) -> None:
-        self._counters.gaps += 1
-        self._gap_before = True
-        record = status_record(StatusCode.GAP, text=text, feed_id=self._feed_id, source=Source.REPLAY, ts_event=at_ns)
-        row = np.frombuffer(record, RECORD).copy()
-        row["ts_receive"] = at_ns
-        row["flags"] |= np.uint16(Flag.REPLAYED)
-        self._told = row.tobytes()
 
 
 def yahoo_replay(

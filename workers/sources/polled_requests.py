@@ -19,7 +19,7 @@ from workers.rate_budget import RateBudget
 from workers.source import SourceContext
 from workers.sources.channel import retry_after_s
 from workers.sources.market_hours import MarketHours
-from workers.sources.polled_wire import PolledWire
+from workers.sources.polled_witness import PolledWitness
 from workers.sources.vendor import Job, Vendor, limits_of
 
 MAX_ANSWER_BYTES: Final = 64 << 20
@@ -41,7 +41,7 @@ class PolledRequests:
         self,
         context: SourceContext,
         vendor: Vendor,
-        wire: PolledWire,
+        wire: PolledWitness,
         *,
         tls: ssl.SSLContext | None,
         hours: MarketHours | None,

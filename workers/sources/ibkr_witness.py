@@ -1,6 +1,6 @@
 """What an IBKR feed tells of its wire: messages without those of accounts, and notes of what they alone do not say.
 
-    client (ibkr_client.py), source (ibkr.py) --Notes--> WireLog --> capture --> ibkr_replay.py
+    client (ibkr_client.py), source (ibkr.py) --IbkrWitness--> WireLog --> capture --> ibkr_replay.py
 
 Messages of TWS name a request by its number alone. A note says which stream that is from when on, when it was ended,
 which version of the protocol is spoken, and which gaps were told: all that a replay needs besides the messages. Notes
@@ -22,7 +22,7 @@ VERSION: Final = "version"  # `of` of the note that names it
 _MANAGED_ACCOUNTS: Final = b"15"  # TWS API, EDecoder: MANAGED_ACCTS
 
 
-class Note(msgspec.Struct, omit_defaults=True):
+class IbkrNote(msgspec.Struct, omit_defaults=True):
     """The text of a note. `of` is VERSION, the number of a request, or "" for a gap.
 
     Attributes:
@@ -45,7 +45,7 @@ class Note(msgspec.Struct, omit_defaults=True):
     gap: str = ""
 
 
-class Notes:
+class IbkrWitness:
     """See the module. Times are ns; without a `wire` nothing is told, and `on` is False."""
 
     def __init__(self, wire: WireLog | None) -> None:
@@ -58,7 +58,7 @@ class Notes:
         """TWS has answered the handshake."""
         if self._wire is not None:
             self._wire.connected(CONNECTION, at_ns, url=url, again=again)
-            self._note(Note(VERSION, version=version, first=not self._begun), at_ns)
+            self._noted(IbkrNote(VERSION, version=version, first=not self._begun), at_ns)
             self._begun = True
 
     def received(self, body: bytes, at_ns: int) -> None:
@@ -80,7 +80,7 @@ class Notes:
     def asked(self, stream: Stream, at_ns: int) -> None:
         """The stream has a new request, and begins anew."""
         if self._wire is not None:
-            note = Note(
+            note = IbkrNote(
                 str(stream.request),
                 symbol=stream.symbol,
                 way=stream.way.value,
@@ -88,23 +88,23 @@ class Notes:
                 had=stream.had_data,
                 missed=stream.gap_before,
             )
-            self._note(note, at_ns)
+            self._noted(note, at_ns)
 
     def over(self, stream: Stream, request: int, at_ns: int) -> None:
         """The stream's request is."""
         if self._wire is not None:
-            self._note(Note(str(request), over=True, missed=stream.gap_before), at_ns)
+            self._noted(IbkrNote(str(request), over=True, missed=stream.gap_before), at_ns)
 
     def gap(self, text: str, at_ns: int) -> None:
         """Told of all streams."""
         if self._wire is not None:
-            self._note(Note(gap=text), at_ns)
+            self._noted(IbkrNote(gap=text), at_ns)
 
     def lost(self, at_ns: int, why: str) -> None:
         """The connection, or the attempt to make it, is over."""
         if self._wire is not None:
             self._wire.lost(CONNECTION, at_ns, why)
 
-    def _note(self, note: Note, at_ns: int) -> None:
+    def _noted(self, note: IbkrNote, at_ns: int) -> None:
         if self._wire is not None:
             self._wire.noted(CONNECTION, msgspec.json.encode(note).decode(), at_ns)

@@ -22,8 +22,8 @@ import msgspec
 import numpy as np
 
 from shm.layout import Flag, Source
-from workers.decoders.protocol import FRAME, NOTE, Counters, Gap, UnknownFormatError
-from workers.errors import SettingsError
+from workers.decoders.feed_replay import FeedReplay, Line, reading_header, spec_of
+from workers.decoders.protocol import NOTE, Counters, Gap
 from workers.fix_numbers import Numbers
 from workers.fix_protocol import State
 from workers.session import Verdict
@@ -32,32 +32,16 @@ from workers.sources.fix_options import check
 from workers.sources.fix_owner import Told
 from workers.sources.fix_place import Place
 from workers.sources.fix_witness import ASKED, CLOSED, CONNECTION, LATE, OPENED, FixNote
-from workers.spec import FeedSpec
 
 _OPEN: Final = (State.LOGON, State.ACTIVE, State.GAP)
 _MAX_RANGES: Final = 1024  # gaps that counters name
+_note: Final = msgspec.json.Decoder(FixNote)
 
 
-class _Line(msgspec.Struct):
-    """A line about the connection."""
-
-    t: str
-    conn: str = ""
-    ns: int = 0
-    again: bool = False
-    kept: bool = False
-    messages: int = 0
-    data: str = ""
-
-
-_line = msgspec.json.Decoder(_Line)
-_note = msgspec.json.Decoder(FixNote)
-
-
-class FixReplay:
+class FixReplay(FeedReplay):
     """A `Decoder` of frames that jsonl.JsonlReader gives of a capture of our own."""
 
-    WIRE = "FIX messages"  # of `venue`, for people
+    WIRE = "FIX messages"
 
     def __init__(
         self, captured: Mapping[str, Any], intern: Callable[[str], int], *, feed_id: int = 0, venue: str | None = None
@@ -66,20 +50,11 @@ class FixReplay:
 
         UnknownFormatError: with options that a FIX feed does not have, or simplefix is not installed.
         """
-        try:
-            spec = FeedSpec(
-                feed_id=feed_id,
-                name=str(captured["name"]),
-                source="fix",
-                symbols=tuple(captured["symbols"]),
-                data_types=tuple(captured["data_types"]),
-                options={key: value for key, value in captured["options"].items() if key != "login"},
-            )
+        super().__init__(feed_id, venue)
+        with reading_header():
+            spec = spec_of(captured, feed_id, source="fix", without=("login",))
             options, types = check(spec)
-        except (SettingsError, KeyError, TypeError, AttributeError) as error:
-            raise UnknownFormatError(f"the capture's header names a feed that can't be decoded here: {error}") from None
         self.venue = options.target
-        self._code = venue.encode() if venue is not None else None
         self._numbers = Numbers()
         self._place = Place(self._numbers, None)
         self._intake = FixIntake(
@@ -93,9 +68,6 @@ class FixReplay:
             source=Source.REPLAY,
             flags=int(Flag.REPLAYED),
         )
-        self._buffer: Any = b""
-        self._frames: list[tuple[int, int, int, int, int]] = []
-        self._next = 0
         self._left = b""  # messages that came with one that has ended the session here
         self._now_ns = 0
         self._connection = 0  # its number; 0 = none was read of
@@ -104,41 +76,20 @@ class FixReplay:
         self._waits = False  # for a gap, as the feed noted last
         self._again = False
         self._ended_here = False  # a connection that delivered, and its loss was not read yet
-        self._gaps: list[Gap] = []
-        self._gap_count = 0
-        self._malformed = 0
+        self._ranges: list[Gap] = []
 
-    # -- the protocol of a decoder
-
-    def feed(self, buffer: Any, frames: np.ndarray) -> None:
-        """See `Decoder.feed`."""
-        if frames.dtype != FRAME:
-            raise ValueError(f"frames must have dtype FRAME, not {frames.dtype}")
-        self._buffer, self._frames, self._next = buffer, frames.tolist(), 0
-
-    def feed_message(self, message: bytes, ts_receive: int, port: int = 0) -> None:
-        """See `Decoder.feed_message`."""
-        self._buffer, self._frames, self._next = message, [(0, len(message), port, 0, ts_receive)], 0
-
-    def decode(self, out: np.ndarray) -> int:
-        """See `Decoder.decode`."""
-        filled = 0
+    def _work(self, out: np.ndarray) -> int:
         intake = self._intake
-        while filled < len(out):
-            if intake.busy:
-                if intake.session.state is State.GAP and intake.left:
-                    self._passes_over()  # before what came with the message that is ahead
-                filled = intake.work(out, filled, self._now_ns)
-            elif self._left:
+        while intake.busy or self._left:
+            if not intake.busy:
                 left, self._left = self._left, b""
-                self._take(left, self._now_ns)
-            elif self._next < len(self._frames):
-                self._turn()
-            else:
-                break
-        if filled and self._code is not None:
-            out["venue"][:filled] = self._code
-        return filled
+                self._take(left, self._now_ns, 0)
+                continue
+            if intake.session.state is State.GAP and intake.left:
+                self._passes_over()  # before what came with the message that is ahead
+            if got := intake.work(out, 0, self._now_ns):
+                return got
+        return 0
 
     def finish(self) -> None:
         """The file has ended: what waits for a gap that the feed did not have comes now."""
@@ -148,13 +99,13 @@ class FixReplay:
     def counters(self) -> Counters:
         """See `Decoder.counters`."""
         counters: Counters = self._intake.decoder.counters
-        counters.gaps += self._gap_count
-        counters.gap_ranges = [*counters.gap_ranges, *self._gaps]
+        counters.gaps += self._gaps
+        counters.gap_ranges = [*counters.gap_ranges, *self._ranges]
         counters.missing += self._intake.missed
         counters.duplicates += self._intake.session.duplicates
         for reason, count in (
             ("length or checksum", self._intake.reader.garbled),
-            ("unusable note", self._malformed),
+            ("unusable note", self._unusable),
         ):
             if count:
                 counters.malformed[reason] = count
@@ -162,26 +113,17 @@ class FixReplay:
 
     # -- what was captured
 
-    def _turn(self) -> None:
+    def _turn(self) -> bool:
         """To the next frame, and those of messages that came with it."""
-        first = self._next
-        _, _, _, kind, ts_receive = self._frames[first]
-        if kind == NOTE:
-            at, size, *_ = self._frames[first]
-            try:
-                line = _line.decode(bytes(self._buffer[at : at + size]))
-                if line.t in ("connect", "disconnect") and self._passes_over():
-                    return
-                self._next += 1
-                self._heed(line)
-            except msgspec.MsgspecError:
-                self._next = first + 1
-                self._malformed += 1
-        elif not self._passes_over():
-            while self._next < len(self._frames) and self._frames[self._next][3:] == (kind, ts_receive):
-                self._next += 1
-            spans = self._frames[first : self._next]
-            self._take(b"".join(bytes(self._buffer[at : at + size]) for at, size, *_ in spans), ts_receive)
+        head = self._head()
+        if head is None or head.kind == NOTE:
+            return super()._turn()
+        if not self._passes_over():
+            data = [self._pop()]
+            while (more := self._head()) is not None and more[3:] == head[3:]:
+                data.append(self._pop())
+            self._take(b"".join(data), head.ts_receive, head.port)
+        return True
 
     def _passes_over(self) -> bool:
         """The feed has gone on: if it did not wait for a gap, there is none to be waited for."""
@@ -190,7 +132,7 @@ class FixReplay:
         self._intake.pass_over(self._now_ns)
         return True
 
-    def _take(self, data: bytes, ts_receive: int) -> None:
+    def _take(self, data: bytes, ts_receive: int, connection: int) -> None:  # noqa: ARG002 - a session is all
         self._now_ns = ts_receive
         piece = self._intake.cut(data, ts_receive)
         if piece is None:
@@ -200,13 +142,14 @@ class FixReplay:
             self._intake.join(self._expected or int(piece.heads["seq"][0]), self._asked, ts_receive)
         self._intake.take_up(piece)
 
-    def _heed(self, line: _Line) -> None:
-        self._now_ns = line.ns
-        if line.t == "dropped":
-            self._intake.hole(f"{line.messages} messages not captured", line.ns)
-        elif line.conn != CONNECTION:
+    def _heed(self, line: Line) -> None:
+        if line.t in ("connect", "disconnect") and self._passes_over():
+            self._put_back()
             return
-        elif line.t == "note":
+        self._now_ns = line.ns
+        if line.conn != CONNECTION:
+            return
+        if line.t == "note":
             self._noted(_note.decode(line.data), line)
         elif line.t == "disconnect":
             self._end(line.ns)
@@ -214,7 +157,11 @@ class FixReplay:
             self._end(line.ns)
             self._again = line.again
 
-    def _noted(self, note: FixNote, line: _Line) -> None:
+    def _hole(self, text: str, at_ns: int) -> None:
+        self._now_ns = at_ns
+        self._intake.hole(text, at_ns)
+
+    def _noted(self, note: FixNote, line: Line) -> None:
         intake = self._intake
         if line.kept:
             self._rejoin(note, line.ns)
@@ -270,9 +217,9 @@ class FixReplay:
 
     def told(self, told: Told, now_ns: int) -> None:  # noqa: ARG002 - the owner's protocol
         """See `fix_owner.Owner`; only gaps are told here."""
-        self._gap_count += 1
-        if told.last and len(self._gaps) < _MAX_RANGES:
-            self._gaps.append(Gap(0, told.first, told.last))
+        self._gaps += 1
+        if told.last and len(self._ranges) < _MAX_RANGES:
+            self._ranges.append(Gap(0, told.first, told.last))
 
     def lost(self, verdict: Verdict, now_ns: int) -> None:  # noqa: ARG002 - the owner's protocol
         """The session ends here; where it did not end there, more messages follow."""

@@ -13,7 +13,7 @@ by workers/sources/polled_replay.py, which reads; without a capture every call r
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Final
+from typing import Annotated, Any
 from urllib.parse import urlencode
 
 import msgspec
@@ -28,7 +28,7 @@ Count = Annotated[int, Meta(ge=1, lt=1 << 32)]
 Flags = Annotated[int, Meta(ge=0, lt=1 << 16)]
 
 
-class Note(msgspec.Struct, omit_defaults=True):
+class PolledNote(msgspec.Struct, omit_defaults=True):
     """What became of an answer, or of a part of it.
 
     Attributes:
@@ -42,15 +42,7 @@ class Note(msgspec.Struct, omit_defaults=True):
     why: str = ""
 
 
-_note: Final = msgspec.json.Decoder(Note)
-
-
-def read_note(text: str) -> Note:
-    """A note's text. msgspec.MsgspecError: it is none."""
-    return _note.decode(text)
-
-
-class PolledWire:
+class PolledWitness:
     """The one request that is under way, told to a WireLog as it goes."""
 
     def __init__(self, wire: WireLog | None, vendor: Vendor) -> None:
@@ -84,15 +76,15 @@ class PolledWire:
         if self._url:
             self._wire.answered(job.name, self._url, 0, why.encode(), at_ns)
         elif self._answer_ns:
-            self._noted(job, Note(self._answer_ns, why=why), at_ns)
+            self._noted(job, PolledNote(self._answer_ns, why=why), at_ns)
         self._url, self._answer_ns = "", 0
 
     def published(self, job: Job, answer_ns: int, rows: Any, flags: Any, at_ns: int) -> None:
         """These observations of an answer stand in the ring. `rows`, `flags`: integer arrays of one length."""
         if self._wire is not None and len(rows):
-            self._noted(job, Note(answer_ns, runs_of(rows, flags)), at_ns)
+            self._noted(job, PolledNote(answer_ns, runs_of(rows, flags)), at_ns)
 
-    def _noted(self, job: Job, note: Note, at_ns: int) -> None:
+    def _noted(self, job: Job, note: PolledNote, at_ns: int) -> None:
         assert self._wire is not None
         self._wire.noted(job.name, msgspec.json.encode(note).decode(), at_ns)
 
