@@ -35,9 +35,9 @@ HELD_RECORDS: Final = 16384
 LATE_RECORDS: Final = 65536
 LATE_SLICE: Final = 64  # of them encoded at a time, some 0.4 ms
 PASS_NS: Final = 20_000_000  # a conflated topic is sent 50 times a second at most: subscribers need time for trades too
-SLICE_NS: Final = 200_000  # what a turn spends on what has waited: trades may wait for it
+SLICE_NS: Final = 100_000  # what a turn spends on what has waited: trades may wait for it
 SLICE_RECORDS: Final = 16  # of it sent before looking at the clock
-REST: Final = 2  # slices between two while overloaded: the others need cores too, above all who receives all this
+REST: Final = 4  # slices between two while overloaded: the others need cores too, above all who receives all this
 
 Listed = list[tuple[int, int, int]]  # index of the record, topic index, topic number
 
