@@ -12,6 +12,7 @@ ROOT = Path(__file__).resolve().parents[2]
 ROUNDS = 90
 
 
+@pytest.mark.bare_kernel  # LeakSanitizer
 def test_books_are_right_and_stay_in_bounds(tmp_path: Path) -> None:
     compiler = shutil.which("gcc") or shutil.which("clang")
     if compiler is None:
