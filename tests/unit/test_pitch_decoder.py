@@ -15,11 +15,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shm.layout import NO_INSTRUMENT, Action, Flag, RecordType, Side, StatusCode, concatenate, empty
+from shm.layout import NO_INSTRUMENT, Action, Flag, RecordType, Side, StatusCode
+from tests.decoding import Names, drain
 from workers.decoders._pitch import PitchDecoder, is_pitch
 from workers.decoders.capture import describe_capture
 from workers.decoders.detection import protocol_of
-from workers.decoders.protocol import many_frames
 from workers.errors import SettingsError
 
 SECOND = 1_000_000_000
@@ -47,29 +47,8 @@ def add(reference: int, side: bytes = BUY, shares: int = 100, price: int = 105_0
     return message(0x21, "IQcI6sqB", 7, reference, side, shares, symbol.ljust(6), price, 1)
 
 
-class Names:
-    """An intern() that hands out numbers in order."""
-
-    def __init__(self) -> None:
-        self.numbers: dict[str, int] = {}
-
-    def __call__(self, name: str) -> int:
-        return self.numbers.setdefault(name, len(self.numbers))
-
-
-def drain(decoder: PitchDecoder, size: int = 64) -> np.ndarray:
-    batches = [empty(0)]
-    while True:
-        out = empty(size)
-        count = decoder.decode(out)
-        if not count:
-            return concatenate(batches)
-        batches.append(out[:count])
-
-
 def read(decoder: PitchDecoder, *packets: bytes, at: int = OPEN + 5_000, size: int = 64) -> np.ndarray:
-    decoder.feed(*many_frames(list(packets), [at] * len(packets)))
-    return drain(decoder, size)
+    return drain(decoder, list(packets), ts_receive=at, size=size)
 
 
 def shown(records: np.ndarray) -> list[tuple[Any, ...]]:
